@@ -1,0 +1,27 @@
+"""Text classification with an encoder: fine-tuned from `init_from`, or from scratch.
+
+Argument: the size of a model trained from scratch (see bert.py), `modern`, `seq`.
+
+    --config=configs/classify.py --config.init_from=runs/bert-tiny \
+    --config.data.train=train.tsv --config.data.validation=dev.tsv --config.data.test=test.tsv \
+    --config.data.text=0 --config.data.label=1
+"""
+
+from configs import bert
+from pretrain import config as configs
+
+
+def get_config(arg=None):
+    arg = configs.parse_arg(arg, variant="tiny", modern=False, seq=128)
+    config = configs.base(objective="classify")
+    bert.set_model(config.model, arg.variant, arg.modern)
+    config.model.max_positions = max(512, arg.seq)
+    config.data.train = "docstrings:package:train"
+    config.data.validation = "docstrings:package:validation"
+    config.data.test = "docstrings:package:test"
+    config.tokenizer.source = "docstrings:corpus:train"
+    config.train.seq_len = arg.seq
+    config.train.budget = "10 epochs"
+    config.optimizer.lr = 5e-4
+    config.checkpoint.best = "accuracy"
+    return config

@@ -1,0 +1,116 @@
+"""Checkpoints: one thin layer on Orbax.
+
+A checkpoint holds three items: ``params``, ``rest`` (step and optimizer state) and ``meta`` (JSON:
+counters of the loop). Parameters alone can be read, on any mesh, by evaluation and by fine-tuning.
+"""
+
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pretrain.errors import UserError
+from pretrain.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+LAST, BEST = "checkpoints", "best"  # directories below a workdir
+
+
+class Checkpointer:
+    """Saves asynchronously; a checkpoint appears under its step whole or not at all."""
+
+    def __init__(self, directory: pathlib.Path, keep: int = 1):
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+        """Saves under ``state.step``; does nothing if that step is there already."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        rest = {"step": state.step, "opt_state": state.opt_state}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                rest=ocp.args.StandardSave(rest),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest state, on the shardings of ``abstract``, and its ``meta``."""
+        rest = {"step": abstract.step, "opt_state": abstract.opt_state}
+        restored = self._manager.restore(
+            self.latest_step(),
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(abstract.params),
+                rest=ocp.args.StandardRestore(rest),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+        state = TrainState(params=restored["params"], **restored["rest"])
+        return state, restored["meta"]
+
+    def close(self) -> None:
+        """Waits until what was saved is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def load_params(workdir: str | pathlib.Path, mesh: Mesh) -> tuple[dict, int]:
+    """The parameters a finished run stands for, replicated, and their step: best, else last."""
+    for name in (BEST, LAST):
+        directory = pathlib.Path(workdir).absolute() / name
+        if directory.is_dir():
+            manager = ocp.CheckpointManager(directory)
+            step = manager.latest_step()
+            if step is not None:
+                replicated = NamedSharding(mesh, PartitionSpec())
+                tree = manager.item_metadata(step)["params"].tree
+                abstract = jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), tree
+                )
+                args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+                params = manager.restore(step, args=args)["params"]
+                manager.close()
+                return params, step
+            manager.close()
+    raise UserError(f"{workdir}: no checkpoint found; expected the workdir of a training run")
+
+
+def graft(params: dict, source: dict, origin: str) -> dict:
+    """``params`` with every array that ``source`` has under the same path.
+
+    Logs what was loaded, what stays fresh and what of the source is left over. A shape that differs
+    or a source with nothing in common is a `UserError`: nothing is dropped in silence.
+    """
+    flat, structure = jax.tree_util.tree_flatten_with_path(params)
+    given = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(source)}
+    leaves, fresh = [], []
+    for path, leaf in flat:
+        name = jax.tree_util.keystr(path)
+        new = given.pop(name, None)
+        if new is None:
+            fresh.append(name)
+        elif new.shape != leaf.shape:
+            raise UserError(
+                f"config.init_from: {name} is {new.shape} in {origin}, expected {leaf.shape}"
+            )
+        leaves.append(leaf if new is None else jax.device_put(new, leaf.sharding))
+    if len(fresh) == len(flat):
+        raise UserError(f"config.init_from: {origin} has no array in common with this model")
+    logger.info(
+        "from %s: loaded %d arrays; fresh: %s; left: %s",
+        origin, len(flat) - len(fresh), ", ".join(fresh) or "none", ", ".join(given) or "none",
+    )  # fmt: skip
+    return jax.tree_util.tree_unflatten(structure, leaves)

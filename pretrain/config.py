@@ -1,0 +1,334 @@
+"""The configuration: every key with its default and meaning, arguments, durations, unread keys.
+
+A config file in ``configs/`` defines ``get_config(arg)``, starts from :func:`base` and overrides.
+Sections whose keys depend on a choice (the model's family, the objective, the optimizer) come from
+one table each, so that a resolved config holds no key that nothing reads.
+"""
+
+import hashlib
+import importlib.util
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from pretrain.errors import UserError
+
+MODELS = {
+    "transformer": dict(
+        vocab_size=0,  # rows of the word embedding; 0: as many as the tokenizer has pieces
+        num_layers=2,
+        hidden_size=128,
+        num_heads=2,
+        ffn_size=512,  # inner width of the feed-forward block
+        max_positions=512,  # rows of the position table, and the longest sequence accepted
+        type_vocab_size=2,  # rows of the token-type (sentence A/B) embedding; 0: none
+        position="learned",  # "learned" absolute embeddings, or "rotary" (RoFormer)
+        rotary_base=10_000.0,  # wavelength base of the rotary angles
+        causal=False,  # each position sees only itself and earlier ones
+        norm_position="post",  # "post": BERT; "pre": GPT-2 and most since, with a final norm
+        norm_eps=1e-12,
+        norm_bias=True,
+        embedding_norm=True,  # layer norm on the embeddings
+        activation="gelu",  # "gelu" (erf), "gelu_tanh", "relu", "silu"
+        gated=False,  # GLU: activation(gate) * up, gate and up each ffn_size wide
+        bias=True,  # biases in attention and feed-forward
+        head_transform=True,  # dense + activation + norm before the vocabulary projection
+        head_bias=True,  # bias on the vocabulary logits
+        init_std=0.02,
+        scale_residual_init=False,  # GPT-2 paper: projections onto the residual / sqrt(2 * layers)
+        dropout=0.1,  # embeddings and sub-layer outputs
+        attention_dropout=0.1,
+        dtype="float32",  # of activations; parameters stay float32
+        remat="none",  # "none", "full", or a name in jax.checkpoint_policies
+        unroll=1,  # layers unrolled in each iteration of the scan over layers
+    ),
+    "linear": dict(
+        num_features=2**18,  # hash buckets
+        ngrams=2,  # classification: word n-grams up to this length
+        window=2,  # tagging: neighbours on each side whose features a token sees
+    ),
+}
+
+OBJECTIVES = {
+    "mlm": dict(
+        mask_rate=0.15,  # of a row's positions, exactly this many predicted (evaluated at 0.15)
+        mask_prob=0.8,  # of the chosen positions, replaced by [MASK]
+        random_prob=0.1,  # of the chosen positions, replaced by a random piece
+    ),
+    "causal": dict(
+        chunk_size=1024,  # positions whose logits exist at a time
+    ),
+    "classify": dict(
+        pool="first",  # "first" | "last" | "mean" | "pooler" (tanh dense on the first, BERT)
+        head_dropout=0.1,
+        loss="softmax",  # "softmax" cross-entropy, or "squared_hinge" (one-vs-rest linear SVM)
+        C=0.0,  # inverse L2 penalty on the kernels as in scikit-learn; 0: none
+    ),
+    "tag": dict(
+        head_dropout=0.1,
+        loss="softmax",
+        C=0.0,
+    ),
+}
+
+OPTIMIZERS = {
+    "adamw": dict(
+        lr=1e-3,  # peak learning rate
+        schedule="linear",  # "linear" | "cosine" | "constant" after the warm-up
+        warmup=0.1,  # fraction of the budget over which the rate rises from 0
+        end=0.0,  # rate at the end of the budget, as a fraction of the peak
+        b1=0.9,
+        b2=0.98,
+        eps=1e-6,
+        weight_decay=0.01,  # on kernels and embeddings; never on biases and norms
+        clip=1.0,  # global gradient norm; 0: no clipping
+    ),
+    "lbfgs": dict(
+        memory=10,  # past updates kept
+        tolerance=1e-4,  # stop once the gradient's largest entry falls below it
+    ),
+}
+
+
+def base(model: str = "transformer", objective: str = "mlm", optimizer: str = "adamw"):
+    """All keys of a run with their defaults, for one choice of model, objective and optimizer."""
+    config = ConfigDict()
+    config.label = ""  # name shown in reports; "": made from the model and the objective
+    config.seed = 0  # of initialisation, data order, sampling, corruption and dropout
+    config.init_from = ""  # workdir of a finished run: its model, tokenizer and weights start this
+    config.cache_dir = ""  # tokenizers and token stores; "": $PRETRAIN_CACHE or ~/.cache/pretrain
+
+    config.model = ConfigDict({"name": model, **_choice("model", MODELS, model)})
+    config.objective = ConfigDict(
+        {"name": objective, **_choice("objective", OBJECTIVES, objective)}
+    )
+    config.optimizer = ConfigDict(
+        {"name": optimizer, **_choice("optimizer", OPTIMIZERS, optimizer)}
+    )
+
+    config.tokenizer = ConfigDict(
+        dict(
+            path="",  # a trained SentencePiece model; "": train one (once, then cached)
+            source="",  # what to train it on; "": data.train
+            vocab_size=8192,
+            type="unigram",  # "unigram" | "bpe"
+        )
+    )
+    config.data = ConfigDict(
+        dict(
+            train="docstrings:corpus:train",  # a source, see docs/data.md
+            validation="docstrings:corpus:validation",
+            test="",  # "": no test scores
+            format="",  # "": by the file's extension
+            text="text",  # names (or indices) of the columns
+            label="label",
+            tokens="tokens",
+            tags="tags",
+            document="paragraph",  # what a document of a text file is: "paragraph", "line", "file"
+            packing=True,  # language models: several documents a row, no attention across
+            limit=0,  # labelled tasks: train on a nested random sample of this size; 0: all
+            validation_limit=0,  # labelled tasks: as many held-out examples at most; 0: all
+        )
+    )
+    config.train = ConfigDict(
+        dict(
+            budget="1000 steps",  # also examples, epochs, tokens, flops, seconds: "3 epochs"
+            batch_size=32,  # rows a step over all devices; 0: the whole training set
+            seq_len=128,  # longest row, in tokens; labelled tasks use less if all fit in less
+            accumulate=1,  # micro-batches summed into one update
+            seconds_between_logs=10.0,
+        )
+    )
+    config.evals = ConfigDict(
+        dict(
+            every="10%",  # of the budget, or a duration; the held-out scores of data.validation
+            batch_size=64,
+            batches=0,  # at most so many batches of data.validation; 0: all
+        )
+    )
+    config.checkpoint = ConfigDict(
+        dict(
+            every="300 seconds",  # any duration; also saved at the end and on SIGTERM
+            keep=1,  # newest checkpoints kept
+            best="",  # validation score whose best step is kept and reported; "": the last step
+        )
+    )
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, sequence=1))  # -1: all that is left
+    _drop_unused(config)
+    return config.lock()
+
+
+def _drop_unused(config: ConfigDict) -> None:
+    """Removes the keys that this choice of model and objective has no use for."""
+    if config.objective.name in ("mlm", "causal"):
+        del config.data.limit, config.data.validation_limit
+    else:
+        del config.data.packing
+    if config.model.name == "linear":
+        del config.tokenizer, config.train.seq_len, config.objective.head_dropout
+        if config.objective.name == "classify":
+            del config.objective.pool, config.model.window
+        else:
+            del config.model.ngrams
+
+
+def _choice(key: str, table: Mapping[str, dict], name: str) -> dict:
+    if name not in table:
+        raise UserError(f"{key}.name: found {name!r}, expected one of {', '.join(table)}")
+    return table[name]
+
+
+def parse_arg(arg: str | None, **defaults) -> ConfigDict:
+    """Parses ``"small,seq=256,modern"``: typed by the defaults; the first unnamed is ``variant``.
+
+    A bare name of a boolean key sets it. Unknown names and wrong types raise `UserError`.
+    """
+    values = dict(defaults)
+    for index, part in enumerate(filter(None, (arg or "").split(","))):
+        name, equals, text = part.partition("=")
+        if not equals and index == 0 and "variant" in defaults and name not in defaults:
+            name, text = "variant", part
+        elif not equals and isinstance(defaults.get(name), bool):
+            text = "true"
+        if name not in defaults or not text:
+            known = ", ".join(defaults)
+            raise UserError(f"config argument {arg!r}: {part!r} is not one of {known}")
+        values[name] = _parse_as(text, type(defaults[name]), f"config argument {name!r}")
+    return ConfigDict(values)
+
+
+def _parse_as(text: str, kind: type, what: str):
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError):
+        raise UserError(f"{what}: found {text!r}, expected {kind.__name__}") from None
+
+
+def variant(table: Mapping[str, Any], name: str) -> Any:
+    """The entry of a config file's table of sizes; `UserError` lists the known ones."""
+    if name not in table:
+        raise UserError(f"config variant: found {name!r}, expected one of {', '.join(table)}")
+    return table[name]
+
+
+def load(path: str, arg: str | None = None, overrides: Mapping[str, Any] | None = None):
+    """Runs ``get_config(arg)`` of a config file and sets dotted ``overrides``."""
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise UserError(f"config: no such file: {path}")
+    spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(arg)
+    for key, value in (overrides or {}).items():
+        set_key(config, key, value)
+    return config
+
+
+def set_key(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets one dotted key that must exist, with a value of the type it has."""
+    *parents, leaf = key.split(".")
+    section = config
+    for name in parents:
+        section = section.get(name) if isinstance(section, ConfigDict) else None
+    if not isinstance(section, ConfigDict) or leaf not in section:
+        raise UserError(f"config: unknown key {key!r}")
+    old = section[leaf]
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(old) is not type(value):
+        raise UserError(f"config.{key}: found {value!r}, expected {type(old).__name__}")
+    section[leaf] = value
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}} -> {"a.b": 1}``, sorted."""
+    leaves = {}
+    for key in sorted(config):
+        value = config[key]
+        nested = isinstance(value, Mapping | ConfigDict)
+        leaves.update(flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return leaves
+
+
+def digest(config: ConfigDict) -> str:
+    """SHA-256 (hex) of the resolved keys and values; where caches lie makes no difference."""
+    leaves = {k: v for k, v in flatten(config).items() if k != "cache_dir"}
+    return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """``"key: old there, new here"`` for every leaf in which two configs differ."""
+    a, b = flatten(old), flatten(new)
+    keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k) and k != "cache_dir")
+    return [f"{k}: {a.get(k)!r} there, {b.get(k)!r} here" for k in keys]
+
+
+class Duration(NamedTuple):
+    """An amount of training: ``amount`` of ``unit``."""
+
+    amount: float
+    unit: str
+
+
+UNITS = ("steps", "examples", "epochs", "tokens", "flops", "seconds", "%")
+
+
+def duration(text: str, key: str) -> Duration:
+    """Parses ``"3 epochs"``, ``"2e6 tokens"``, ``"10%"``; an error names the config key."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]+|%)\s*", str(text).lower())
+    unit = match[2] if match else ""
+    unit = unit if unit in UNITS else unit + "s"
+    try:
+        amount = float(match[1]) if match else 0.0
+    except ValueError:
+        amount = 0.0
+    if unit not in UNITS or not amount > 0:
+        raise UserError(
+            f'config.{key}: found {text!r}, expected a positive number and one of '
+            f'{", ".join(UNITS)}, such as "1000 steps"'
+        )
+    return Duration(amount, unit)
+
+
+class Reader:
+    """A read-only view of a ConfigDict that remembers which leaves were read."""
+
+    def __init__(self, config: ConfigDict, prefix: str = "", read: set[str] | None = None):
+        self._config, self._prefix = config, prefix
+        self._read = set() if read is None else read
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._config[name]
+        if isinstance(value, ConfigDict):
+            return Reader(value, f"{self._prefix}{name}.", self._read)
+        self._read.add(f"{self._prefix}{name}")
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"config has no key {self._prefix}{name}") from None
+
+    def keys(self) -> list[str]:
+        return list(self._config.keys())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def unread(self) -> list[str]:
+        """Dotted keys below this one that nothing has read."""
+        return [
+            key
+            for key in (f"{self._prefix}{leaf}" for leaf in flatten(self._config))
+            if key not in self._read
+        ]

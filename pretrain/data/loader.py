@@ -1,0 +1,123 @@
+"""Batches for training and evaluation, prepared ahead of the device by Grain.
+
+A dataset is anything with ``__len__()`` and ``__getitem__(indices)`` that returns a dict of arrays
+with leading axis ``len(indices)``: the token store and `Columns` are two.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+import grain
+import numpy as np
+
+from pretrain.data import order
+from pretrain.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+# Rows come from memory or the page cache: one thread keeps ahead of any training step.
+_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+
+
+class Dataset(Protocol):
+    """Random access to rows."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: np.ndarray) -> Batch: ...
+
+
+class Columns:
+    """An in-memory dataset: named arrays of equal length."""
+
+    def __init__(self, columns: Mapping[str, np.ndarray]):
+        self.columns = dict(columns)
+        lengths = {name: len(column) for name, column in self.columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"columns must be one or more arrays of equal length, got {lengths}")
+        self._length = next(iter(lengths.values()))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, indices: np.ndarray) -> Batch:
+        return {name: column[indices] for name, column in self.columns.items()}
+
+    def take(self, indices: np.ndarray) -> "Columns":
+        """A dataset of these rows only."""
+        return Columns(self[indices])
+
+
+def train_batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Batches of steps `start_step` ... `num_steps` - 1, in the order of `order.batch_indices`.
+
+    Batch `step` depends on (seed, step) alone, so that resuming is only a larger `start_step`.
+    `batch_size` counts rows over all processes; each process gets its contiguous share, and the
+    shares in the order of the processes are the batch.
+    """
+    share = _process_share("train.batch_size", batch_size, process_index, process_count)
+
+    def make_batch(step: int) -> Batch:
+        return dataset[order.batch_indices(step, batch_size, len(dataset), seed)[share]]
+
+    return _prefetched(make_batch, start_step, num_steps)
+
+
+def eval_batches(
+    dataset: Dataset, batch_size: int, *, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """Every row once, in order, in batches of one shape, with a column ``weights [n]`` float32.
+
+    The last batch is filled up with copies of row 0 that weigh 0; other rows keep the weight
+    that the dataset gives them, or 1. Processes share each batch as in `train_batches`.
+    """
+    share = _process_share("evals.batch_size", batch_size, process_index, process_count)
+
+    def make_batch(step: int) -> Batch:
+        indices = np.arange(step * batch_size, (step + 1) * batch_size)[share]
+        real = indices < len(dataset)
+        batch = dataset[np.where(real, indices, 0)]
+        weights = batch.get("weights", np.ones(len(indices), np.float32))
+        return {**batch, "weights": np.where(real, weights, 0).astype(np.float32)}
+
+    return _prefetched(make_batch, 0, -(-len(dataset) // batch_size))
+
+
+def _process_share(key: str, batch_size: int, process_index: int, process_count: int) -> slice:
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"{key}: {batch_size} does not divide over {process_count} process(es); "
+            f"expected a positive multiple of {process_count}"
+        )
+    rows = batch_size // process_count
+    return slice(process_index * rows, (process_index + 1) * rows)
+
+
+class _Batches:
+    """Whole batches as the elements of a Grain source: element `step` is batch `step`."""
+
+    def __init__(self, make_batch: Callable[[int], Batch], num_steps: int):
+        self._make_batch = make_batch
+        self._num_steps = num_steps
+
+    def __len__(self) -> int:
+        return self._num_steps
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._make_batch(step)
+
+
+def _prefetched(make_batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+    if start >= stop:
+        return iter(())
+    batches = grain.MapDataset.source(_Batches(make_batch, stop)).slice(slice(start, stop))
+    return iter(batches.to_iter_dataset(_READ_OPTIONS))

@@ -1,0 +1,68 @@
+"""The order of training examples: a pure function of (seed, step).
+
+Epoch `e` visits every example once, in the order of a pseudo-random permutation keyed by
+(seed, e). The permutation is a Feistel network on pairs of numbers, brought to exactly
+`num_examples` values by cycle walking (Black and Rogaway, "Ciphers with arbitrary finite domains",
+2002): any element is computed on its own, so that nothing is shuffled, stored or restored.
+"""
+
+import functools
+import hashlib
+import math
+
+import numpy as np
+
+_NUM_ROUNDS = 8
+
+
+def batch_indices(step: int, batch_size: int, num_examples: int, seed: int) -> np.ndarray:
+    """Indices of the examples of batch `step`: int64 ``[batch_size]``.
+
+    Batches run on across epochs: one that does not divide `num_examples` takes its rest from the
+    next epoch's permutation.
+    """
+    if num_examples < 1:
+        raise ValueError(f"num_examples is {num_examples}; expected at least 1")
+    # Python integers first: the epoch and the place in it cannot overflow.
+    epoch, start = divmod(step * batch_size, num_examples)
+    parts = []
+    while batch_size > 0:
+        stop = min(start + batch_size, num_examples)
+        parts.append(permute(np.arange(start, stop), num_examples, seed, epoch))
+        batch_size -= stop - start
+        epoch, start = epoch + 1, 0
+    return np.concatenate(parts)
+
+
+def permute(positions: np.ndarray, num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    """Images of `positions` (in ``[0, num_examples)``) under the permutation of (seed, epoch)."""
+    # The network permutes pairs (left, right) of [0, columns) x [0, rows), slightly more than n.
+    columns = math.isqrt(num_examples - 1) + 1
+    rows = -(-num_examples // columns)
+    keys = _round_keys(seed, epoch)
+    indices = _feistel(positions.astype(np.uint64), columns, rows, keys)
+    # Walking the cycle on to the next value inside keeps the map one-to-one.
+    while (outside := indices >= num_examples).any():
+        indices[outside] = _feistel(indices[outside], columns, rows, keys)
+    return indices.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, columns: int, rows: int, keys: np.ndarray) -> np.ndarray:
+    left, right = values % columns, values // columns
+    for key in keys:
+        left, right = right, (left + _mix(right + key)) % columns
+        columns, rows = rows, columns
+    return left + right * columns
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finalizer of SplitMix64 (Steele et al., 2014), modulo 2^64; halved so sums stay exact."""
+    x = (x ^ (x >> 30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> 27)) * np.uint64(0x94D049BB133111EB)
+    return (x ^ (x >> 31)) >> 1
+
+
+@functools.lru_cache(maxsize=64)
+def _round_keys(seed: int, epoch: int) -> np.ndarray:
+    digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=8 * _NUM_ROUNDS).digest()
+    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)

@@ -1,0 +1,140 @@
+"""Layers shared by all models: dense, norm, embedding, dropout, rotary angles.
+
+Parameters are float32 and carry logical axis names (``pretrain.sharding`` maps them to a mesh);
+``dtype`` is the type of the activations.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+
+
+class Dense(nn.Module):
+    """``x [..., *in] @ kernel [*in, *out] (+ bias [*out])`` -> ``[..., *out]``.
+
+    ``in_axes`` and ``out_axes`` are the logical names of the contracted and the new dimensions.
+    """
+
+    in_axes: Sequence[str]
+    out_shape: Sequence[int]
+    out_axes: Sequence[str]
+    use_bias: bool = True
+    init_std: float = 0.02
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        rank = len(self.in_axes)
+        leading, in_shape = x.shape[:-rank], x.shape[-rank:]
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(
+                nn.initializers.normal(self.init_std), (*self.in_axes, *self.out_axes)
+            ),
+            (*in_shape, *self.out_shape),
+        )
+        # One two-dimensional product: the CPU backend is slow on anything else, going backward.
+        flat = x.reshape(-1, math.prod(in_shape)).astype(self.dtype)
+        y = flat @ kernel.astype(self.dtype).reshape(math.prod(in_shape), -1)
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.out_axes)),
+                tuple(self.out_shape),
+            )
+            y = y + bias.astype(self.dtype).reshape(1, -1)
+        return y.reshape(*leading, *self.out_shape)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last dimension, in float32 (Ba et al. 2016)."""
+
+    eps: float
+    use_bias: bool = True
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = x.shape[-1:]
+        scale = self.param(
+            "scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), shape
+        )
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        row = (1,) * (x.ndim - 1) + shape
+        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        y = y * scale.reshape(row)
+        if self.use_bias:
+            bias = self.param(
+                "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), shape
+            )
+            y = y + bias.reshape(row)
+        return y.astype(self.dtype)
+
+
+class Embed(nn.Module):
+    """Rows of a table: ``ids [...]`` -> ``[..., features]``."""
+
+    num_embeddings: int
+    features: int
+    axis: str
+    init_std: float = 0.02
+    dtype: str = "float32"
+
+    def setup(self):
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(
+                nn.initializers.normal(self.init_std), (self.axis, "embed")
+            ),
+            (self.num_embeddings, self.features),
+        )
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding.astype(self.dtype), ids, axis=0)
+
+
+def mix(word: jax.Array) -> jax.Array:
+    """A bijection of uint32 whose output bits all depend on all input bits (MurmurHash3 final)."""
+    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Inverted dropout; ``key=None`` or ``rate=0`` returns ``x``.
+
+    The mask hashes each element's index with the key: cheaper than a counter-based generator, it
+    fuses into what surrounds it, and does not depend on how ``x`` is laid out over devices.
+    """
+    if key is None or rate == 0.0:
+        return x
+    seed = jax.random.bits(key, (2,), jnp.uint32)
+    index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+    bits = mix(mix(index + seed[0]) ^ seed[1])
+    keep = bits >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))
+
+
+def rotary(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+    """Rotates pairs (i, i + d/2) of ``x [B, S, H, d]`` by angles of ``positions [B, S]``.
+
+    RoFormer (Su et al. 2021), in the "rotate half" layout.
+    """
+    half = x.shape[-1] // 2
+    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies.reshape(1, 1, 1, half)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return rotated.astype(x.dtype)

@@ -1,0 +1,98 @@
+"""Losses of the labelled tasks, for every model that gives class logits."""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from pretrain.models.linear import HashedLinear
+from pretrain.models.transformer import forward_flops
+from pretrain.objectives.base import Batch
+
+LOSSES = {
+    "softmax": optax.softmax_cross_entropy_with_integer_labels,
+    # One-vs-rest with squared hinge, as LIBLINEAR's default linear SVM.
+    "squared_hinge": lambda logits, labels: jnp.square(
+        nn.relu(1.0 - logits * (2.0 * jax.nn.one_hot(labels, logits.shape[-1]) - 1.0))
+    ).sum(-1),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Classification of rows (``labels [B]``) or tagging of positions (``labels [B, S]``).
+
+    ``C`` is the inverse strength of an L2 penalty on the kernels, as in scikit-learn: it minimises
+    ``sum(loss) + |kernel|^2 / (2 C)`` over ``num_examples``, here divided by their number.
+    """
+
+    name: ClassVar[str]
+
+    model: nn.Module
+    loss_name: str
+    C: float
+    num_examples: int
+
+    def init(self, key: jax.Array) -> dict:
+        ids = jnp.ones((1, 8), jnp.int32)
+        if isinstance(self.model, HashedLinear):
+            return self.model.init(key, {"features": ids, "values": jnp.ones((1, 8))})
+        return self.model.init(key, {"tokens": ids, "segment_ids": ids})
+
+    def corrupt(self, batch: Batch, key: jax.Array) -> Batch:
+        del key
+        return batch
+
+    def weights(self, batch: Batch) -> jax.Array:
+        """float32 of the shape of ``labels``."""
+        raise NotImplementedError
+
+    def loss(self, params: dict, batch: Batch, key: jax.Array):
+        logits = self.model.apply(
+            {"params": params}, batch, deterministic=False, rngs={"dropout": key}
+        )
+        labels, weights = batch["labels"], self.weights(batch)
+        loss_sum = (LOSSES[self.loss_name](logits, labels) * weights).sum()
+        hits = ((logits.argmax(-1) == labels) * weights).sum()
+        total = weights.sum()
+        return loss_sum, total, {"loss": (loss_sum, total), "accuracy": (hits, total)}
+
+    def penalty(self, params: dict) -> jax.Array | float:
+        if not self.C:
+            return 0.0
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        kernels = [leaf for path, leaf in leaves if path[-1].key == "kernel"]
+        return sum(jnp.square(k).sum() for k in kernels) / (2.0 * self.C * self.num_examples)
+
+    def predict(self, params: dict, batch: Batch) -> jax.Array:
+        """Log-probabilities ``[B, (S,) C]``; for the hinge, of the softmax of the margins."""
+        return nn.log_softmax(self.model.apply({"params": params}, batch))
+
+    def train_flops(self, seq_len: int) -> float:
+        """``seq_len``: tokens, or for linear models non-zero features, of a row."""
+        if isinstance(self.model, HashedLinear):
+            return 3.0 * 2 * seq_len * self.model.num_classes
+        return 3.0 * forward_flops(self.model.config, seq_len)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(Labelled):
+    """One label a row."""
+
+    name: ClassVar[str] = "classify"
+
+    def weights(self, batch: Batch) -> jax.Array:
+        return batch["weights"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagging(Labelled):
+    """One label a word, read at the word's first sub-word."""
+
+    name: ClassVar[str] = "tag"
+
+    def weights(self, batch: Batch) -> jax.Array:
+        return batch["label_mask"] * batch["weights"][:, None]

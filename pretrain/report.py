@@ -1,0 +1,413 @@
+"""The page of a study: a function of its flat table, its title, question and notes.
+
+What the page says in words is derived here from the figures, favourable or not.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+from pretrain import plots
+from pretrain.comparison import (
+    Interval,
+    Model,
+    Row,
+    Task,
+    comparisons,
+    finished,
+    is_pretraining,
+    mean,
+    metric_name,
+    num_labels,
+    pretraining_cost,
+    tasks,
+)
+from pretrain.findings import cost_findings, missing, signed, task_findings
+from pretrain.page import (
+    DASH,
+    Block,
+    Bullets,
+    Cell,
+    Code,
+    Details,
+    Figure,
+    Heading,
+    Table,
+    Text,
+    duration,
+    number,
+    plural,
+    quantity,
+    to_html,
+    to_markdown,
+    write_atomic,
+)
+
+QUESTIONS = {
+    "pretraining": "pretrained / scratch",
+    "linear": "pretrained / best linear",
+    "size": "larger / smaller",
+}
+_SPLITS = ("validation", "test")
+_PRETRAINING_COLUMNS = (
+    "Run",
+    "Objective",
+    "Seed",
+    "Parameters",
+    "Tokens",
+    "FLOPs",
+    "Time",
+    "Loss",
+    "Masked accuracy",
+    "Unigram entropy",
+)
+_COST_COLUMNS = (
+    "Model",
+    "Parameters",
+    "Pretraining",
+    "Labels",
+    "Training",
+    "Step memory",
+    "Latency p50",
+)
+
+
+def write(
+    workdir: pathlib.Path,
+    rows: Sequence[Row],
+    *,
+    title: str,
+    question: str = "",
+    notes: Sequence[str] = (),
+    command: str = "",
+) -> None:
+    """Writes ``report.md``, ``report.html`` and the PNG plots into ``workdir``."""
+    blocks = build(rows, title=title, question=question, notes=notes, command=command)
+    for block in blocks:
+        if isinstance(block, Figure):
+            write_atomic(workdir / block.file, block.png)
+    write_atomic(workdir / "report.md", to_markdown(blocks).encode())
+    write_atomic(workdir / "report.html", to_html(blocks, title).encode())
+
+
+def build(
+    rows: Sequence[Row],
+    *,
+    title: str,
+    question: str = "",
+    notes: Sequence[str] = (),
+    command: str = "",
+) -> list[Block]:
+    """The blocks of the page."""
+    labelled = tasks(rows)
+    pretraining = [r for r in finished(rows) if is_pretraining(r)]
+    models = [name for task in labelled for name in task.models]
+    look = plots.styles(models + [r["name"] for r in pretraining])
+    for row in finished(rows):  # a pretraining run wears the style of the model made from it
+        if row["init_from"] and row["model"] in look:
+            look[row["init_from"]] = look[row["model"]]
+    blocks: list[Block] = [Heading(title, 1)]
+    blocks += [Text(question, "lede")] if question else []
+    blocks += [Text(_summary(rows, labelled), "small")]
+    blocks += [Text(text, "notice") for text in missing(rows)]
+    blocks += _findings(labelled, rows)
+    for index, task in enumerate(labelled):
+        blocks += _task(task, index, look)
+    blocks += _pretraining(pretraining, look)
+    blocks += _costs(labelled, rows, look)
+    blocks += _method(labelled, rows, notes)
+    blocks += _provenance(rows, command)
+    return blocks
+
+
+def _summary(rows: Sequence[Row], labelled: Sequence[Task]) -> str:
+    models = {name for task in labelled for name in task.models}
+    seconds = sum(r.get("train.seconds") or 0 for r in rows)
+    return (
+        f"{plural(len(finished(rows)), 'finished run')} of {len(rows)}; "
+        f"{plural(len(labelled), 'task')}, {plural(len(models), 'model')}; "
+        f"{duration(seconds)} of training in all."
+    )
+
+
+def _findings(labelled: Sequence[Task], rows: Sequence[Row]) -> list[Block]:
+    blocks: list[Block] = [Heading("What the figures show")]
+    if not labelled:
+        blocks.append(Text("No labelled task has a test score yet, so nothing is compared."))
+    for task in labelled:
+        blocks += [Heading(task.name, 3), Bullets(task_findings(task))]
+    if sentences := cost_findings(labelled, rows):
+        blocks += [Heading("Pretraining and its price", 3), Bullets(sentences)]
+    return blocks
+
+
+def _task(task: Task, index: int, look: Mapping[str, plots.Style]) -> list[Block]:
+    name = metric_name(task.metric)
+    best = {n: task.ranking(n)[0] for n in task.labels}
+    rows = [
+        [model, *(_score_cell(task.score(model, n), best[n] == model) for n in task.labels)]
+        for model in task.models
+    ]
+    blocks: list[Block] = [
+        Heading(task.name),
+        Figure(
+            f"learning-{index + 1}.png",
+            plots.learning_curves(task, look),
+            f"Test {name} of {task.name} by number of labelled examples. Lines: means; dots: "
+            f"seeds; bands: 95 % intervals of the mean, which may leave the frame where seeds "
+            f"are few.",
+        ),
+        Table(
+            ["Model", *(f"{n:,} labels" for n in task.labels)],
+            rows,
+            f"Test {name}: mean [95 % interval], number of seeds. Bold: highest mean.",
+        ),
+    ]
+    if made := comparisons(task):
+        cells = {(c.question, c.a, c.b, c.labels): _gain_cell(c.gain) for c in made}
+        lines = dict.fromkeys((c.question, c.a, c.b) for c in made)
+        blocks.append(
+            Table(
+                ["Comparison", "Model", "Against", *(f"{n:,} labels" for n in task.labels)],
+                [
+                    [QUESTIONS[line[0]], *line[1:]]
+                    + [cells.get((*line, n), Cell(DASH)) for n in task.labels]
+                    for line in lines
+                ],
+                f"Paired differences in test {name} (same seeds, same samples); positive: the "
+                f"model is better than the one it is held against. ▲ the whole interval is above "
+                f"0, ▼ below 0, = it includes 0; without a mark: one seed.",
+                text_columns=3,
+            )
+        )
+    return blocks
+
+
+def _gain_cell(made: Interval) -> Cell:
+    mark = {"better": "▲ ", "worse": "▼ ", "not separated": "= "}.get(made.verdict, "")
+    return Cell(mark + signed(made.mean), _bounds(made, signed))
+
+
+def _score_cell(score: Interval | None, best: bool) -> Cell:
+    return Cell(DASH) if score is None else Cell(number(score.mean), _bounds(score, number), best)
+
+
+def _bounds(made: Interval, show: Callable[[float], str]) -> str:
+    bounds = f"[{show(made.low)}, {show(made.high)}] " if made.n > 1 else ""
+    return f"{bounds}n={made.n}"
+
+
+def _pretraining(runs: Sequence[Row], look: Mapping[str, plots.Style]) -> list[Block]:
+    if not runs:
+        return []
+    blocks: list[Block] = [Heading("Pretraining")]
+    if any(r.get("curve") for r in runs):
+        blocks.append(
+            Figure(
+                "pretraining.png",
+                plots.pretraining_curves(runs, look),
+                "Held-out loss against tokens seen. The dashed line is the entropy of the "
+                "word-piece frequencies: above it a model knows less than how often each occurs.",
+            )
+        )
+    blocks.append(
+        Table(
+            _PRETRAINING_COLUMNS,
+            [
+                [
+                    r["name"],
+                    r["objective"],
+                    str(r["seed"]),
+                    quantity(r.get("params.total")),
+                    quantity(r.get("train.tokens")),
+                    quantity(r.get("train.flops")),
+                    duration(r.get("train.seconds")),
+                    number(r.get("scores.validation.loss")),
+                    number(r.get("scores.validation.masked_accuracy")),
+                    number(r.get("data.unigram_entropy")),
+                ]
+                for r in runs
+            ],
+            "Scores on held-out text.",
+            text_columns=2,
+        )
+    )
+    return blocks
+
+
+def _costs(
+    labelled: Sequence[Task], rows: Sequence[Row], look: Mapping[str, plots.Style]
+) -> list[Block]:
+    if not labelled:
+        return []
+    by_name = {row["name"]: row for row in rows}
+    common = {task.name: _meeting_place(task) for task in labelled}
+    blocks: list[Block] = [
+        Heading("What it costs"),
+        Figure(
+            "cost.png",
+            plots.score_versus_cost(labelled, rows, common, look),
+            "Test score against training time (left) and latency of one example (right). Up and to "
+            "the left is better. Filled markers: pretrained.",
+        ),
+    ]
+    for task in labelled:
+        body = []
+        for model in task.models.values():
+            labels = max(n for n in task.labels if (model.name, n) in task.test)
+            body.append(_cost_row(model, labels, task.at_labels(model.name, labels), by_name))
+        blocks.append(
+            Table(
+                _COST_COLUMNS,
+                body,
+                f"{task.name}: costs at the most labels that the model was trained on, means over "
+                f"seeds. Latency: one example at a time.",
+            )
+        )
+    return blocks
+
+
+def _meeting_place(task: Task) -> int:
+    """The label count with most models, then with most seeds, then with most labels."""
+    return max(
+        task.labels,
+        key=lambda n: (
+            len(task.ranking(n)),
+            sum(len(task.at_labels(m, n)) for m in task.models),
+            n,
+        ),
+    )
+
+
+def _cost_row(
+    model: Model, labels: int, runs: Sequence[Row], by_name: Mapping[str, Row]
+) -> list[str | Cell]:
+    before = [c for r in runs if (c := pretraining_cost(r, by_name))]
+    tokens, flops, seconds = (mean([c[k] for c in before]) for k in ("tokens", "flops", "seconds"))
+    spent = Cell(duration(seconds), f"{quantity(tokens)} tokens, {quantity(flops, 'FLOP')}")
+    memory = [m for r in runs if (m := r.get("train.step_memory_bytes")) is not None]
+    p50, p95 = (mean([r.get(f"latency_ms.{p}") for r in runs]) for p in ("p50", "p95"))
+    return [
+        model.name,
+        Cell(
+            quantity(model.embedding + model.other),
+            f"{quantity(model.embedding)} embedding + {quantity(model.other)} other",
+        ),
+        spent if model.kind == "pretrained" else DASH,
+        f"{labels:,}",
+        Cell(
+            duration(mean([r.get("train.seconds") for r in runs])),
+            quantity(mean([r.get("train.flops") for r in runs]), "FLOP"),
+        ),
+        quantity(max(memory, default=None), "B", base=1024),
+        DASH if p50 is None else Cell(f"{number(p50, 2)} ms", f"p95 {number(p95, 2)} ms"),
+    ]
+
+
+def _method(labelled: Sequence[Task], rows: Sequence[Row], notes: Sequence[str]) -> list[Block]:
+    count = sum(c.gain.n > 1 for task in labelled for c in comparisons(task))
+    items = [
+        *notes,
+        "Intervals are 95 % Student t over seeds. They cover the choice of the labelled sample and "
+        "the randomness of training, not the choice of the test set.",
+    ]
+    if count:
+        items.append(
+            f"The tables hold {plural(count, 'paired interval')}, not corrected for their number: "
+            f"about one in twenty would miss 0 by chance."
+        )
+    searched = [r for r in rows if r.get("candidates", 0) > 1]
+    if searched:
+        items.append(
+            f"Hyperparameters were chosen on validation data among candidates that share model, "
+            f"task, labels and seed; test scores played no part. The costs are those of the chosen "
+            f"runs; all candidates together took "
+            f"{duration(sum(r.get('train.seconds') or 0 for r in searched))}."
+        )
+    else:
+        items.append(
+            "Every run was the only candidate (1) for its model, task, number of labels and seed: "
+            "nothing was chosen among runs, on validation data or other."
+        )
+    compile_seconds = sum(r.get("train.compile_seconds") or 0 for r in rows)
+    if compile_seconds:
+        items.append(
+            f"Training times are without evaluation and without compilation, which took "
+            f"{duration(compile_seconds)} in "
+            f"all."
+        )
+    blocks: list[Block] = [Heading("How it was measured"), Bullets(items)]
+    if searched:
+        body = [
+            [
+                r["model"],
+                r["task"],
+                f"{num_labels(r):,}",
+                str(r["seed"]),
+                str(r["candidates"]),
+                r["name"],
+            ]
+            for r in searched
+            if r["selected"]
+        ]
+        columns = ["Model", "Task", "Labels", "Seed", "Candidates", "Chosen on validation data"]
+        table = Table(columns, body, text_columns=2)
+        blocks.append(Details("Candidates and choices", [table]))
+    return blocks
+
+
+def _provenance(rows: Sequence[Row], command: str) -> list[Block]:
+    done = finished(rows)
+    blocks: list[Block] = [Heading("Where it comes from")]
+    sources: dict[tuple, set[int]] = {}
+    for row in done:
+        for split in ("train", "validation", "test"):
+            if name := row.get(f"data.{split}.name"):
+                source = (row["task"], split, name, row.get(f"data.{split}.fingerprint") or "")
+                sources.setdefault(source, set()).add(row.get(f"data.{split}.examples") or 0)
+    if sources:
+        blocks.append(
+            Table(
+                ["Task", "Split", "Source", "Fingerprint", "Examples"],
+                [
+                    [task, split, name, mark[:12], ", ".join(f"{n:,}" for n in sorted(sizes))]
+                    for (task, split, name, mark), sizes in sources.items()
+                ],
+                "Data, with the first digits of the SHA-256 of their content.",
+                text_columns=4,
+            )
+        )
+    places: dict[str, int] = {}
+    for row in done:
+        facts = {
+            k.removeprefix("environment.").removeprefix("packages."): v
+            for k, v in row.items()
+            if k.startswith("environment.")
+        }
+        text = ", ".join(f"{k} {v}" for k, v in facts.items())
+        places[text] = places.get(text, 0) + 1
+    if len(places) > 1:
+        warning = (
+            f"The runs come from {len(places)} environments; times do not compare across them."
+        )
+        blocks.append(Text(warning, "notice"))
+    blocks += [
+        Text(f"Environment of {plural(n, 'run')}: {text}.", "small")
+        for text, n in places.items()
+        if text
+    ]
+    if command:
+        blocks += [Text("The command that makes this page:"), Code(command)]
+    body = [
+        [
+            r["name"],
+            r["status"],
+            r["key"][:8],
+            f"{r['candidates']}{', chosen' if r['candidates'] > 1 and r['selected'] else ''}",
+            *(number(r.get(f"scores.{s}.{r.get('metric')}")) for s in _SPLITS),
+            duration(r.get("train.seconds")),
+        ]
+        for r in rows
+    ]
+    columns = ["Run", "State", "Key", "Candidates", "Validation", "Test", "Training time"]
+    runs = Details(f"All {len(rows)} runs", [Table(columns, body, text_columns=3)])
+    return [*blocks, runs, Text("The whole table lies beside this page as results.jsonl.", "small")]

@@ -1,0 +1,86 @@
+"""The pictures: what they are made of, beside being PNGs of the right size."""
+
+import struct
+
+import pytest
+from matplotlib.axes import Axes
+
+from pretrain import comparison, plots
+from tests import study_table
+
+
+def size(png: bytes) -> tuple[int, int]:
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    return struct.unpack(">II", png[16:24])
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return study_table.table()
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The lines that the pictures draw."""
+    lines = []
+    plot = Axes.plot
+
+    def record(self, x, y, *args, **kwargs):
+        lines.append((list(x), list(y), kwargs))
+        return plot(self, x, y, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", record)
+    return lines
+
+
+def test_learning_curve_draws_the_mean_of_every_model(rows, drawn):
+    task = comparison.tasks(rows)[0]
+    png = plots.learning_curves(task, plots.styles(list(task.models)))
+    assert size(png) == (7.6 * plots.DPI, pytest.approx(4.4 * plots.DPI, abs=1))
+    lines = [(x, y) for x, y, options in drawn if options.get("linewidth") == 2]
+    x, y = lines[0]
+    assert x == [50, 200, 1000]
+    assert y == pytest.approx([(0.42 + 0.51 + 0.54) / 3, (0.57 + 0.58 + 0.60) / 3, 0.68])
+    assert len(lines) == 4
+
+
+def test_pretraining_curve_is_the_table_s(rows, drawn):
+    names = [r["name"] for r in rows if comparison.is_pretraining(r)]
+    png = plots.pretraining_curves(rows, plots.styles(names))
+    assert size(png)[0] == 7.6 * plots.DPI
+    x, y, _ = drawn[0]
+    assert [[a, b] for a, b in zip(x, y, strict=True)] == [p[1:] for p in rows[0]["curve"]]
+    assert len(drawn) == 2
+
+
+def test_cost_plot_counts_pretraining(rows, monkeypatch):
+    seen = {}
+    errorbar = Axes.errorbar
+
+    def record(self, x, y, **kwargs):
+        seen.setdefault(kwargs["color"], []).append(x)
+        return errorbar(self, x, y, **kwargs)
+
+    monkeypatch.setattr(Axes, "errorbar", record)
+    tasks = comparison.tasks(rows)[:1]
+    look = plots.styles(list(tasks[0].models))
+    png = plots.score_versus_cost(tasks, rows, {tasks[0].name: 200}, look)
+    assert size(png)[0] == pytest.approx(9.2 * plots.DPI, abs=1)
+    # Made-up table: 155 s of pretraining, 6 s of fine-tuning at 200 labels; 1.9 ms latency.
+    assert seen[look[study_table.PRETRAINED].colour] == pytest.approx([161.0, 1.9])
+    assert seen[look[study_table.SCRATCH].colour] == pytest.approx([6.0, 1.9])
+
+
+def test_styles_tell_models_apart():
+    look = plots.styles([f"model {i}" for i in range(20)])
+    assert len(set(look.values())) == 20
+    assert plots.styles(["b", "a", "b"]).keys() == {"a", "b"}
+
+
+def test_spread_moves_labels_apart_and_no_further():
+    assert plots.spread([0.1, 0.5, 0.9], 0.2) == [0.1, 0.5, 0.9]
+    assert plots.spread([0.5, 0.5], 0.2) == pytest.approx([0.4, 0.6])
+    assert plots.spread([0.3, 0.3, 0.3, 0.9], 0.1) == pytest.approx([0.2, 0.3, 0.4, 0.9])
+    # Two blocks that grow into each other become one around their common centre.
+    assert plots.spread([0.5, 0.5, 0.62], 0.1) == pytest.approx([0.44, 0.54, 0.64])
+    assert plots.spread([], 0.1) == []

@@ -1,0 +1,296 @@
+"""The page: figures equal hand-computed ones, sentences follow the data, text is escaped."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from pretrain import comparison, findings, page, plots, report
+from tests import study_table
+from tests.study_table import CLASSES, NER, PRETRAINED, SCRATCH
+
+# Student's t, 97.5 %, from a printed table: 2 and 1 degrees of freedom.
+T2, T1 = 4.303, 12.706
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Pictures are slow to draw and test_plots has them."""
+    for picture in ("learning_curves", "score_versus_cost", "pretraining_curves"):
+        monkeypatch.setattr(plots, picture, lambda *_: b"PNG")
+
+
+def make(rows, **options):
+    blocks = report.build(rows, title="Title", **options)
+    return page.to_markdown(blocks), page.to_html(blocks, "Title")
+
+
+def task_of(scores):
+    rows = study_table.table(scores)
+    return comparison.tasks(rows)[0], rows
+
+
+def sentences(task):
+    flat = []
+    for item in findings.task_findings(task):
+        flat += [item] if isinstance(item, str) else [item[0], *item[1]]
+    return "\n".join(flat)
+
+
+def pair(pretrained, scratch, labels=200, metric_task=NER):
+    return {
+        (metric_task, PRETRAINED): {labels: pretrained},
+        (metric_task, SCRATCH): {labels: scratch},
+    }
+
+
+def test_scores_and_intervals_equal_those_by_hand():
+    markdown, html = make(study_table.table())
+    # Seeds .42 .51 .54: mean .49, standard deviation sqrt(.0078 / 2) = .062450,
+    # half the interval 4.303 * .062450 / sqrt(3) = .15514.
+    assert "| tiny encoder, pretrained | **0.490** [0.335, 0.645] n=3 |" in markdown
+    assert "<strong>0.490</strong><small>[0.335, 0.645] n=3</small>" in html
+    assert "**0.680** n=1" in markdown  # one seed: no interval
+
+
+def test_paired_differences_equal_those_by_hand():
+    task, _ = task_of(study_table.SCORES)
+    made = next(c for c in comparison.comparisons(task) if c.labels == 50)
+    # .42 - .27, .51 - .28, .54 - .30 = .15 .23 .24: mean .206667, deviation .049329.
+    half = T2 * 0.049329 / 3**0.5
+    assert made.gain == pytest.approx((0.206667, 0.206667 - half, 0.206667 + half, 3), abs=1e-4)
+
+
+def test_pairs_are_matched_by_seed_and_not_by_place():
+    gain = comparison.difference({0: 0.1, 1: 0.4, 2: 0.9}, {2: 0.8, 1: 0.2, 7: 0.0})
+    # Seeds 1 and 2: .2 and .1; mean .15, deviation .070711, over sqrt(2): .05.
+    assert gain == pytest.approx((0.15, 0.15 - T1 * 0.05, 0.15 + T1 * 0.05, 2), abs=1e-4)
+    assert comparison.difference({0: 1.0}, {1: 1.0}) is None
+
+
+@pytest.mark.parametrize(
+    "pretrained, scratch, expected, never",
+    [
+        ((0.60, 0.62, 0.64), (0.40, 0.43, 0.44), "pretraining helps: +0.197", "hurts"),
+        ((0.40, 0.43, 0.44), (0.60, 0.62, 0.64), f"pretraining hurts: {page.MINUS}0.197", "helps"),
+        ((0.40, 0.50, 0.60), (0.50, 0.40, 0.55), "The interval includes 0", "excludes"),
+        ((0.90,), (0.10,), "a difference of +0.800 from one seed", "interval excludes"),
+    ],
+)
+def test_sentences_follow_the_data(pretrained, scratch, expected, never):
+    text = sentences(task_of(pair(pretrained, scratch))[0])
+    assert expected in text
+    assert never not in text
+
+
+def test_headline_says_ahead_or_behind():
+    better, worse = (0.60, 0.62, 0.64), (0.40, 0.43, 0.44)
+    ahead = sentences(task_of(pair(better, worse))[0])
+    behind = sentences(task_of(pair(worse, better))[0])
+    assert "pretraining is ahead at 200 labels" in ahead and "behind" not in ahead
+    assert "pretraining is behind at 200 labels" in behind and "ahead" not in behind
+    assert f"“{PRETRAINED}”, 0.620" in ahead and f"“{SCRATCH}”, 0.620" in behind
+
+
+def test_page_never_says_significant():
+    markdown, _ = make(study_table.table())
+    assert "significan" not in markdown.lower()
+
+
+def test_lower_is_better_turns_the_comparison():
+    row = dict(labels=10, status="finished", objective="classify", architecture="transformer")
+    rows = [
+        row
+        | dict(name=f"{m}{s}", model=m, task="T", seed=s, init_from="")
+        | {"params.other": size, "selection.metric": "perplexity"}
+        | {"scores.test.perplexity": v, "scores.validation.perplexity": v}
+        for m, size, values in (("small", 1, (9.0, 8.0)), ("large", 9, (5.0, 4.0)))
+        for s, v in enumerate(values)
+    ]
+    comparison.select(rows)
+    (task,) = comparison.tasks(rows)
+    assert task.ranking(10) == ["large", "small"]
+    (made,) = comparison.comparisons(task)
+    assert (made.a, made.b, made.gain.mean, made.gain.verdict) == ("large", "small", 4.0, "better")
+
+
+def test_best_linear_model_is_chosen_on_validation():
+    rows = [
+        study_table.task_row(CLASSES, PRETRAINED, 100, 0, 0.5),
+        study_table.task_row(
+            CLASSES, "logistic regression", 100, 0, 0.9, **{"scores.validation.accuracy": 0.1}
+        ),
+        study_table.task_row(
+            CLASSES, "linear SVM", 100, 0, 0.2, **{"scores.validation.accuracy": 0.8}
+        ),
+    ]
+    comparison.select(rows)
+    (task,) = comparison.tasks(rows)
+    assert comparison.best_linear(task, 100) == "linear SVM"
+
+
+def test_size_is_compared_within_one_kind_only():
+    task, _ = task_of(study_table.SCORES)
+    pairs = [(a.name, b.name) for a, b in comparison.size_pairs(task)]
+    assert pairs == [(study_table.SMALL, PRETRAINED)]
+    assert "the larger is behind at 50 and 200 labels" in sentences(task)
+
+
+def test_missing_counterparts_are_admitted():
+    text = sentences(task_of({(NER, PRETRAINED): {50: (0.5, 0.6)}})[0])
+    assert "what pretraining gave it is unknown" in text
+    assert "no other model was run there" in text
+    assert "linear" not in text
+
+
+def test_cost_follows_the_chain_of_starts():
+    first, second = study_table.pretraining_row("tiny", 100.0, 5.0, 1000), {}
+    second = first | {"name": "more", "init_from": "mlm-tiny", "train.seconds": 7.0}
+    tuned = study_table.task_row(NER, PRETRAINED, 50, 0, 0.5, init_from="more")
+    by_name = {r["name"]: r for r in (first, second, tuned)}
+    cost = comparison.pretraining_cost(tuned, by_name)
+    assert cost["seconds"] == 107.0 and cost["tokens"] == 2000
+    assert comparison.pretraining_cost(first, by_name)["seconds"] == 0
+    assert comparison.pretraining_cost(tuned, {tuned["name"]: tuned}) is None
+
+
+def test_cost_table_and_sentence():
+    markdown, _ = make(study_table.table())
+    # 6 * 396544 parameters * 3.6e6 tokens = 8.565e12; 41e6 bytes / 2^20 = 39.1.
+    assert "| 2 min 35 s 3.60 M tokens, 8.57 TFLOP | 1,000 |" in markdown
+    assert "| 39.1 MiB | 1.90 ms p95 2.40 ms |" in markdown
+    assert "1.45 M 1.05 M embedding + 397 k other" in markdown
+    # NER fine-tuning: 6 s * (n / 200) ** .4 for three runs of 50 and 200 labels and one of 1000.
+    tuning = (3 * 6 * 0.25**0.4 + 3 * 6 + 6 * 5**0.4) / 7
+    assert f"a fine-tuning run {tuning:.2f} s on average: as long as {155 / tuning:.1f}" in markdown
+
+
+@pytest.mark.parametrize(
+    "loss, words",
+    [
+        (4.01, "2.80 below the unigram entropy 6.81"),
+        (6.42, "hardly left that plateau"),
+        (6.90, "no better than guessing by word frequency"),
+    ],
+)
+def test_pretraining_loss_is_judged_against_the_unigram_entropy(loss, words):
+    (text,) = findings.cost_findings([], [study_table.pretraining_row("tiny", 1.0, loss)])
+    assert words in text
+
+
+def test_candidates_are_counted():
+    rows = study_table.table(pair((0.5, 0.6), (0.4, 0.5)))
+    assert "Every run was the only candidate (1)" in make(rows)[0]
+    other = study_table.task_row(NER, PRETRAINED, 200, 0, 0.99, name="lr-2")
+    rows.append(other | {"scores.validation.f1": 0.01})
+    comparison.select(rows)
+    markdown, _ = make(rows)
+    assert re.search(r"\| 200 \| 0 \| 2 \| ner-tiny-encoder-pretrained-200-s0 \|", markdown)
+    assert "0.990" not in markdown.split("## How it was measured")[0]
+
+
+def test_unfinished_failed_and_unscored_runs_are_named():
+    rows = study_table.table(pair((0.5, 0.6), (0.4, 0.5)))
+    blank = dict(model="M", task=NER, labels=9, seed=0, init_from="", key="0" * 64)
+    rows.append(blank | dict(name="waiting", status="pending"))
+    rows.append(blank | dict(name="broken", status="failed", error="RuntimeError: <b>boom</b>"))
+    unscored = study_table.task_row(NER, PRETRAINED, 300, 0, 0.5, name="untested")
+    del unscored["scores.test.f1"]
+    rows.append(unscored)
+    comparison.select(rows)
+    markdown, html = make(rows)
+    assert "1 run not finished: waiting." in markdown
+    assert "1 run failed: broken." in markdown
+    assert "Left out for want of a test score: untested." in markdown
+    assert "&lt;b&gt;boom" in html and "<b>boom" not in html
+
+
+@pytest.mark.parametrize("rows", [[], [study_table.pretraining_row("tiny", 1.0, 4.0)]])
+def test_a_page_without_scores_says_so(rows):
+    comparison.select(rows)
+    assert "nothing is compared" in make(rows)[0]
+
+
+def test_two_environments_are_admitted():
+    rows = study_table.table(pair((0.5, 0.6), (0.4, 0.5)))
+    rows[-1]["environment.cpu_count"] = 64
+    assert "2 environments; times do not compare" in make(rows)[0]
+    assert "environments; times" not in make(rows[:-1])[0]
+
+
+class Tags(HTMLParser):
+    """Balance of tags, and every address that the page names."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset", "data")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_html_is_well_formed_escaped_and_self_contained():
+    attack = "<script>alert('x')</script> & \"quotes\""
+    rows = study_table.table(pair((0.5, 0.6), (0.4, 0.5), metric_task=NER))
+    for row in rows:
+        row["task"] = attack if row["task"] == NER else row["task"]
+        row["model"] += " <img src=x>"
+        row["environment.python"] = attack
+        row["data.train.name"] = attack
+    comparison.select(rows)
+    _, html = make(rows, question=attack, notes=(attack,), command=f"echo {attack}")
+    assert "<script" not in html and "<img src=x>" not in html
+    assert html.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;quotes") > 8
+    tags = Tags()
+    tags.feed(html)
+    assert tags.open == []
+    assert tags.addresses and all(a.startswith("data:image/png;base64,") for a in tags.addresses)
+    assert "url(" not in html and "@import" not in html
+
+
+def test_markdown_cells_cannot_break_the_table():
+    table = page.Table(["a", "b"], [["x|y", "*z*\n<b>"], ["macro_f1", "_i_ [1, 2]"]])
+    lines = page.to_markdown([table]).splitlines()
+    assert lines[1:] == [
+        "| --- | ---: |",
+        "| x\\|y | \\*z\\* &lt;b> |",
+        "| macro_f1 | \\_i\\_ [1, 2] |",
+    ]
+
+
+def test_files_are_written_with_the_command(tmp_path):
+    command = "python -m pretrain.study --config=c.py --workdir=w"
+    report.write(tmp_path, study_table.table(), title="A & B", command=command)
+    names = {p.name for p in tmp_path.iterdir()}
+    pictures = {"learning-1.png", "learning-2.png", "pretraining.png", "cost.png"}
+    assert names == {"report.md", "report.html"} | pictures
+    markdown = (tmp_path / "report.md").read_text()
+    assert f"```\n{command}\n```" in markdown
+    assert pictures == set(re.findall(r"\]\(([\w.-]+\.png)\)", markdown))
+    assert "<title>A &amp; B</title>" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (page.quantity(1310720), "1.31 M"),
+        (page.quantity(999_700), "1.00 M"),
+        (page.quantity(397_000), "397 k"),
+        (page.quantity(12), "12"),
+        (page.quantity(41_000_000, "B", base=1024), "39.1 MiB"),
+        (page.quantity(None), page.DASH),
+        (page.duration(0.314), "0.31 s"),
+        (page.duration(14.23), "14.2 s"),
+        (page.duration(185), "3 min 05 s"),
+        (page.duration(7800), "2 h 10 min"),
+        (page.number(-0.0314), f"{page.MINUS}0.031"),
+        (page.number(float("nan")), page.DASH),
+    ],
+)
+def test_numbers_are_written_for_readers(text, expected):
+    assert text == expected

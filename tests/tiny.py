@@ -1,0 +1,96 @@
+"""Small models and batches for the tests."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from pretrain import config as configs
+from pretrain import optim, sharding
+from pretrain.models.heads import Classifier, LanguageModel, Tagger
+from pretrain.models.transformer import TransformerConfig
+from pretrain.objectives.causal import CausalLM
+from pretrain.objectives.labelled import Classification, Tagging
+from pretrain.objectives.mlm import MaskedLM
+
+VOCAB = 64
+SHAPE = dict(vocab_size=VOCAB, num_layers=2, hidden_size=16, num_heads=2, ffn_size=32)
+
+
+def transformer(**overrides) -> TransformerConfig:
+    section = {k: v for k, v in configs.MODELS["transformer"].items()}
+    section |= SHAPE | {"dropout": 0.0, "attention_dropout": 0.0} | overrides
+    return TransformerConfig(**section)
+
+
+def mlm(**overrides) -> MaskedLM:
+    return MaskedLM(LanguageModel(transformer(**overrides)), 4, 5, 0.15, 0.8, 0.1)
+
+
+def causal(chunk_size: int = 1024, **overrides) -> CausalLM:
+    return CausalLM(LanguageModel(transformer(causal=True, **overrides)), chunk_size)
+
+
+def classification(num_classes: int = 3, pool: str = "first", **overrides) -> Classification:
+    model = Classifier(transformer(**overrides), num_classes, pool, 0.0)
+    return Classification(model, "softmax", 0.0, 8)
+
+
+def tagging(num_classes: int = 3, **overrides) -> Tagging:
+    return Tagging(Tagger(transformer(**overrides), num_classes, 0.0), "softmax", 0.0, 8)
+
+
+def adamw(**overrides):
+    return optim.create("adamw", **(configs.OPTIMIZERS["adamw"] | overrides))
+
+
+def mesh(**sizes):
+    """A mesh of just as many devices as the sizes need."""
+    sizes = dict.fromkeys(sharding.AXES, 1) | sizes
+    count = int(np.prod(list(sizes.values())))
+    return sharding.make_mesh(sizes, jax.devices()[:count])
+
+
+def lm_batch(rows: int = 8, seq_len: int = 24, seed: int = 0, padded: bool = True) -> dict:
+    """Rows of two packed documents of random lengths, some padding behind."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(5, VOCAB, (rows, seq_len)).astype(np.int32)
+    segment_ids = np.ones((rows, seq_len), np.int32)
+    positions = np.tile(np.arange(seq_len, dtype=np.int32), (rows, 1))
+    for row in range(rows):
+        cut = int(rng.integers(4, seq_len // 2))
+        end = int(rng.integers(seq_len // 2 + 4, seq_len)) if padded else seq_len
+        segment_ids[row, cut:], segment_ids[row, end:] = 2, 0
+        positions[row, cut:] -= cut
+        tokens[row, [0, cut]], tokens[row, [cut - 1, end - 1]] = 2, 3
+        tokens[row, end:], positions[row, end:] = 0, 0
+    return {"tokens": tokens, "segment_ids": segment_ids, "positions": positions}
+
+
+def task_batch(rows: int = 8, seq_len: int = 24, num_classes: int = 3, seed: int = 0) -> dict:
+    """One padded document a row, with the labels of both labelled tasks kept apart by name."""
+    rng = np.random.default_rng(seed)
+    batch = lm_batch(rows, seq_len, seed)
+    batch["segment_ids"] = np.minimum(batch["segment_ids"], 1)
+    del batch["positions"]
+    batch["labels"] = rng.integers(0, num_classes, rows).astype(np.int32)
+    batch["weights"] = rng.uniform(0.2, 1.0, rows).astype(np.float32)
+    return batch
+
+
+def tag_batch(rows: int = 8, seq_len: int = 24, num_classes: int = 3, seed: int = 0) -> dict:
+    rng = np.random.default_rng(seed)
+    batch = task_batch(rows, seq_len, num_classes, seed)
+    batch["labels"] = rng.integers(0, num_classes, (rows, seq_len)).astype(np.int32)
+    real = batch["tokens"] >= 5
+    batch["label_mask"] = (real & (rng.random(real.shape) < 0.5)).astype(np.float32)
+    batch["weights"] = np.ones(rows, np.float32)
+    return batch
+
+
+def replace_model(objective, **overrides):
+    """The objective with other options of its transformer."""
+    model = objective.model
+    return dataclasses.replace(
+        objective, model=model.clone(config=dataclasses.replace(model.config, **overrides))
+    )
