@@ -20,14 +20,28 @@ logger = logging.getLogger(__name__)
 LAST, BEST = "checkpoints", "best"  # directories below a workdir
 
 
+def _manager(directory: pathlib.Path, **options) -> ocp.CheckpointManager:
+    handlers = {
+        "params": ocp.StandardCheckpointHandler(),
+        "rest": ocp.StandardCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(
+        directory.absolute(),
+        item_handlers=handlers,
+        options=ocp.CheckpointManagerOptions(**options),
+    )
+
+
 class Checkpointer:
     """Saves asynchronously; a checkpoint appears under its step whole or not at all."""
 
     def __init__(self, directory: pathlib.Path, keep: int = 1):
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True
+        self._manager = _manager(
+            directory,
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -69,22 +83,21 @@ class Checkpointer:
 
 def load_params(workdir: str | pathlib.Path, mesh: Mesh) -> tuple[dict, int]:
     """The parameters a finished run stands for, replicated, and their step: best, else last."""
+    replicated = NamedSharding(mesh, PartitionSpec())
     for name in (BEST, LAST):
-        directory = pathlib.Path(workdir).absolute() / name
-        if directory.is_dir():
-            manager = ocp.CheckpointManager(directory)
+        directory = pathlib.Path(workdir) / name
+        if not directory.is_dir():
+            continue
+        with _manager(directory) as manager:
             step = manager.latest_step()
-            if step is not None:
-                replicated = NamedSharding(mesh, PartitionSpec())
-                tree = manager.item_metadata(step)["params"].tree
-                abstract = jax.tree.map(
-                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), tree
-                )
-                args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-                params = manager.restore(step, args=args)["params"]
-                manager.close()
-                return params, step
-            manager.close()
+            if step is None:
+                continue
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+                manager.item_metadata(step)["params"].tree,
+            )
+            args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+            return manager.restore(step, args=args)["params"], step
     raise UserError(f"{workdir}: no checkpoint found; expected the workdir of a training run")
 
 

@@ -21,16 +21,23 @@ def define_config_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, result.")
 
 
-def main(function: Callable[[], object], doc: str) -> None:
-    """Runs a program: ``UserError`` becomes one line and exit code 1, without a traceback."""
+def main(function: Callable[..., object], doc: str, positional: bool = False) -> None:
+    """Runs a program: ``UserError`` becomes one line and exit code 1, without a traceback.
+
+    ``positional``: call it with the list of arguments that are no flags, else there may be none.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
         absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax and JAX tell much
+        absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
         logging.getLogger("pretrain").setLevel(logging.INFO)
         try:
-            if len(argv) > 1:
+            if positional:
+                function(argv[1:])
+            elif len(argv) > 1:
                 raise UserError(f"found argument {argv[1]!r}, expected only --flags (see --help)")
-            function()
+            else:
+                function()
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)

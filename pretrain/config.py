@@ -291,7 +291,7 @@ def duration(text: str, key: str) -> Duration:
         amount = 0.0
     if unit not in UNITS or not amount > 0:
         raise UserError(
-            f'config.{key}: found {text!r}, expected a positive number and one of '
+            f"config.{key}: found {text!r}, expected a positive number and one of "
             f'{", ".join(UNITS)}, such as "1000 steps"'
         )
     return Duration(amount, unit)

@@ -115,7 +115,7 @@ class EntityScores:
     def _sentences(self, params: dict) -> tuple[list[list[str]], list[list[str]]]:
         columns, log_probs = self._run.stacked(params)
         gold = labels.words_from_predictions(columns, columns["labels"], self._names)
-        return gold, labels.words_from_predictions(columns, log_probs.argmax(-1), self._names)
+        return gold, labels.decode_tags(columns, log_probs, self._names)
 
     def __call__(self, params: dict) -> Scores:
         return metrics.entity_scores(*self._sentences(params))

@@ -70,7 +70,6 @@ class AdamW:
         return params, state, {"lr": rate}
 
 
-
 @dataclasses.dataclass(frozen=True)
 class LBFGS:
     """Limited-memory BFGS with a zoom line search (Liu & Nocedal 1989), for convex losses.

@@ -47,9 +47,7 @@ def abstract(objective: Objective, optimizer, mesh: Mesh) -> TrainState:
 @functools.lru_cache
 def _jitted_init(objective: Objective, optimizer, mesh: Mesh):
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(objective, optimizer, mesh))
-    return jax.jit(
-        lambda key: nn.unbox(init(objective, optimizer, key)), out_shardings=shardings
-    )
+    return jax.jit(lambda key: nn.unbox(init(objective, optimizer, key)), out_shardings=shardings)
 
 
 def sharded_init(objective: Objective, optimizer, mesh: Mesh, key: jax.Array) -> TrainState:

@@ -2,26 +2,40 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from pretrain.config import Reader
 from pretrain.data import cache, encoders, labels, sources, store, tokenizer
 from pretrain.data.features import NgramFeatures
 from pretrain.data.loader import Columns, Dataset
 from pretrain.errors import UserError
-from pretrain.models.heads import Classifier, LanguageModel, Tagger
+from pretrain.files import read_json
+from pretrain.models.heads import POOLS, Classifier, LanguageModel, Tagger
 from pretrain.models.layers import ACTIVATIONS
 from pretrain.models.linear import HashedLinear
 from pretrain.models.transformer import TransformerConfig
 from pretrain.objectives.base import Objective
 from pretrain.objectives.causal import CausalLM
-from pretrain.objectives.labelled import Classification, Tagging
+from pretrain.objectives.labelled import LOSSES, Classification, Tagging
 from pretrain.objectives.mlm import MaskedLM
 
+CONFIG = "config.json"  # of a run, in its workdir
+SPLITS = ("train", "validation", "test")
 LANGUAGE_MODELS = ("mlm", "causal")
 VALIDATION_SEED = 0  # the held-out sample is the same for every seed of a study
+TRANSFORMER_CHOICES = {
+    "activation": tuple(ACTIVATIONS),
+    "position": ("learned", "rotary"),
+    "norm_position": ("post", "pre"),
+    "dtype": ("float32", "bfloat16"),
+}
+
+Encoder = encoders.TokenEncoder | encoders.FeatureEncoder
+Found = dict[str, tuple[sources.Source, list[dict]]]
 
 
 @dataclasses.dataclass
@@ -41,7 +55,7 @@ class Task:
     """What `pretrain.train` needs to know of a config's data and model."""
 
     objective: Objective
-    encoder: encoders.TokenEncoder | encoders.FeatureEncoder
+    encoder: Encoder
     splits: dict[str, Split]
 
     @property
@@ -59,10 +73,66 @@ def build(config: Reader) -> Task:
     """Reads, tokenizes and encodes the data of ``config``, and makes its model and objective."""
     where = pathlib.Path(config.cache_dir or cache.cache_dir()).expanduser()
     if config.objective.name in LANGUAGE_MODELS:
-        return _language_model_task(config, where)
+        encoder, splits = _token_stores(config, where)
+        return Task(make_objective(config, encoder, 0), encoder, splits)
+    found = _examples(config)
     if config.model.name == "linear":
-        return _linear_task(config)
-    return _labelled_task(config, where)
+        encoder = _feature_encoder(config, found)
+    else:
+        encoder = _token_encoder(config, found, where)
+    splits = {
+        split: encode_split(encoder, source, examples, f"data.{split}")
+        for split, (source, examples) in found.items()
+    }
+    train = splits["train"].dataset
+    encoder.seq_len = encoder.seq_len or train[np.arange(1)]["features"].shape[1]
+    return Task(make_objective(config, encoder, _num_labels(train)), encoder, splits)
+
+
+def restore(workdir: pathlib.Path) -> tuple[Reader, Task]:
+    """The config and the task, without data, of a training run's workdir."""
+    if not (workdir / CONFIG).is_file():
+        raise UserError(f"--workdir: no {CONFIG} in {workdir}; expected that of a training run")
+    config = Reader(ConfigDict(read_json(workdir / CONFIG)))
+    encoder = encoders.load(workdir)
+    return config, Task(make_objective(config, encoder, 0), encoder, {})
+
+
+def make_objective(config: Reader, encoder: Encoder, num_labels: int) -> Objective:
+    """The model of ``config`` with its loss; ``num_labels`` scales the penalty of ``C``."""
+    options, name = config.objective, config.objective.name
+    num_classes = len(encoder.label_names)
+    if config.model.name == "linear":
+        model = HashedLinear(config.model.num_features, num_classes)
+    else:
+        trunk = _transformer(config, encoder.tokenizer, encoder.seq_len)
+        if trunk.causal != (name == "causal") and name in LANGUAGE_MODELS:
+            raise UserError(
+                f"config.model.causal: found {trunk.causal} with objective.name {name!r}; "
+                "expected true for causal and false for mlm"
+            )
+        if name == "classify":
+            _check(options, "objective.pool", POOLS)
+            model = Classifier(trunk, num_classes, options.pool, options.head_dropout)
+        elif name == "tag":
+            model = Tagger(trunk, num_classes, options.head_dropout)
+        else:
+            model = LanguageModel(trunk)
+    if name == "mlm":
+        rates = {key: options[key] for key in ("mask_rate", "mask_prob", "random_prob")}
+        pieces = encoder.tokenizer
+        return MaskedLM(model, mask_id=pieces.mask_id, num_special=pieces.num_special, **rates)
+    if name == "causal":
+        return CausalLM(model, options.chunk_size)
+    _check(options, "objective.loss", LOSSES)
+    kind = {"classify": Classification, "tag": Tagging}[name]
+    return kind(model, options.loss, options.C, num_labels)
+
+
+def _check(section: Reader, key: str, known: Iterable[str]) -> None:
+    found = section[key.split(".")[-1]]
+    if found not in known:
+        raise UserError(f"config.{key}: found {found!r}, expected one of {', '.join(known)}")
 
 
 def _open(config: Reader, split: str, task: str) -> sources.Source | None:
@@ -108,59 +178,38 @@ def _transformer(config: Reader, pieces: tokenizer.Tokenizer, seq_len: int) -> T
             f"config.train.seq_len: rows of {seq_len} tokens are longer than the model's "
             f"model.max_positions {model.max_positions}"
         )
-    choices = {
-        "activation": tuple(ACTIVATIONS),
-        "position": ("learned", "rotary"),
-        "norm_position": ("post", "pre"),
-        "dtype": ("float32", "bfloat16"),
-    }
-    for name, known in choices.items():
-        if getattr(model, name) not in known:
-            raise UserError(
-                f"config.model.{name}: found {getattr(model, name)!r}, "
-                f"expected one of {', '.join(known)}"
-            )
+    for name, known in TRANSFORMER_CHOICES.items():
+        _check(config.model, f"model.{name}", known)
     return model
 
 
-def _language_model_task(config: Reader, where: pathlib.Path) -> Task:
+def _token_stores(
+    config: Reader, where: pathlib.Path
+) -> tuple[encoders.TokenEncoder, dict[str, Split]]:
     name, seq_len = config.objective.name, config.train.seq_len
     pieces = _tokenizer(config, name, where)
-    model = LanguageModel(_transformer(config, pieces, seq_len))
-    if model.config.causal != (name == "causal"):
-        raise UserError(
-            f"config.model.causal: found {model.config.causal} with objective.name {name!r}; "
-            "expected true for causal and false for mlm"
-        )
     splits = {}
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         source = _open(config, split, name)
         if source is not None:
             rows = store.build(
-                source, pieces, seq_len=seq_len, cache_dir=where, packing=config.data.packing
+                source,
+                pieces,
+                seq_len=seq_len,
+                cache_dir=where,
+                packing=config.data.packing,
+                key=f"data.{split}",
             )
             about = {"name": source.name, "fingerprint": source.fingerprint()}
             splits[split] = Split(rows, about | dataclasses.asdict(rows.stats))
-    if name == "mlm":
-        options = config.objective
-        objective = MaskedLM(
-            model,
-            mask_id=pieces.mask_id,
-            num_special=pieces.num_special,
-            mask_rate=options.mask_rate,
-            mask_prob=options.mask_prob,
-            random_prob=options.random_prob,
-        )
-    else:
-        objective = CausalLM(model, config.objective.chunk_size)
-    return Task(objective, encoders.TokenEncoder(pieces, name, (), seq_len), splits)
+    return encoders.TokenEncoder(pieces, name, (), seq_len), splits
 
 
-def _examples(config: Reader) -> dict[str, tuple[sources.Source, list[dict]]]:
+def _examples(config: Reader) -> Found:
     """The examples of each split that the config names, sampled as it says."""
     task, data = config.objective.name, config.data
     found = {}
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         source = _open(config, split, task)
         if source is None:
             continue
@@ -178,27 +227,10 @@ def _examples(config: Reader) -> dict[str, tuple[sources.Source, list[dict]]]:
     return found
 
 
-def _splits(
-    found: dict[str, tuple[sources.Source, list[dict]]],
-    encoder: encoders.TokenEncoder | encoders.FeatureEncoder,
-) -> dict[str, Split]:
-    return {
-        split: Split(
-            Columns(encoder.encode(examples, f"data.{split}")),
-            {
-                "name": source.name,
-                "fingerprint": source.fingerprint(),
-                "examples": len(examples),
-            },
-            examples,
-        )
-        for split, (source, examples) in found.items()
-    }
-
-
-def _labelled_objective(config: Reader, model, num_examples: int) -> Classification | Tagging:
-    kind = {"classify": Classification, "tag": Tagging}[config.objective.name]
-    return kind(model, config.objective.loss, config.objective.C, num_examples)
+def encode_split(encoder: Encoder, source: sources.Source, examples: list[dict], key: str) -> Split:
+    """Examples of a source as columns; ``key`` is the config key named in errors."""
+    about = {"name": source.name, "fingerprint": source.fingerprint(), "examples": len(examples)}
+    return Split(Columns(encoder.encode(examples, key)), about, examples)
 
 
 def _label_names(config: Reader, source: sources.Source, examples: list[dict]) -> list[str]:
@@ -206,50 +238,27 @@ def _label_names(config: Reader, source: sources.Source, examples: list[dict]) -
     return labels.label_names(source if config.data.limit else examples, config.objective.name)
 
 
-def _labelled_task(config: Reader, where: pathlib.Path) -> Task:
+def _token_encoder(config: Reader, found: Found, where: pathlib.Path) -> encoders.TokenEncoder:
     task = config.objective.name
-    found = _examples(config)
     pieces = _tokenizer(config, task, where)
-    names = _label_names(config, *found["train"])
     longest = [labels.row_lengths(examples, pieces).max() for _, examples in found.values()]
     seq_len = labels.fit_length(longest, config.train.seq_len)
-    encoder = encoders.TokenEncoder(pieces, task, names, seq_len)
-    model = _transformer(config, pieces, seq_len)
-    head = {"num_classes": len(names), "head_dropout": config.objective.head_dropout}
-    if task == "classify":
-        if config.objective.pool not in ("first", "last", "mean", "pooler"):
-            raise UserError(
-                f"config.objective.pool: found {config.objective.pool!r}, "
-                "expected first, last, mean or pooler"
-            )
-        model = Classifier(model, pool=config.objective.pool, **head)
-    else:
-        model = Tagger(model, **head)
-    splits = _splits(found, encoder)
-    return Task(_labelled_objective(config, model, len(found["train"][1])), encoder, splits)
+    return encoders.TokenEncoder(pieces, task, _label_names(config, *found["train"]), seq_len)
 
 
-def _linear_task(config: Reader) -> Task:
+def _feature_encoder(config: Reader, found: Found) -> encoders.FeatureEncoder:
     task, model = config.objective.name, config.model
-    found = _examples(config)
     source, examples = found["train"]
-    names = _label_names(config, source, examples)
-    ngrams = None
+    options = {"num_features": model.num_features}
     if task == "classify":
         ngrams = NgramFeatures(model.num_features, (1, model.ngrams))
-        ngrams.fit([example["text"] for example in examples])
-    window = model.window if task == "tag" else 0
-    encoder = encoders.FeatureEncoder(
-        task, names, num_features=model.num_features, window=window, ngrams=ngrams
-    )
-    splits = _splits(found, encoder)
-    encoder.seq_len = splits["train"].dataset[np.arange(1)]["features"].shape[1]
-    head = HashedLinear(model.num_features, len(names))
-    num_examples = int(_num_labels(splits["train"].dataset))
-    return Task(_labelled_objective(config, head, num_examples), encoder, splits)
+        options["ngrams"] = ngrams.fit([example["text"] for example in examples])
+    else:
+        options["window"] = model.window
+    return encoders.FeatureEncoder(task, _label_names(config, source, examples), **options)
 
 
-def _num_labels(dataset: Dataset) -> float:
+def _num_labels(dataset: Dataset) -> int:
     """Labels trained on: words of a tagged split, else texts."""
     rows = dataset[np.arange(len(dataset))]
-    return rows["label_mask"].sum() if "label_mask" in rows else rows["weights"].sum()
+    return round(float(rows["label_mask" if "label_mask" in rows else "weights"].sum()))

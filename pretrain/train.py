@@ -32,10 +32,11 @@ from pretrain.errors import UserError
 from pretrain.files import read_json, write_json
 from pretrain.logs import Logs, Progress
 from pretrain.models.transformer import RUNTIME_FIELDS
+from pretrain.tasks import CONFIG
 
 logger = logging.getLogger(__name__)
 
-CONFIG, RESULT = "config.json", "result.json"
+RESULT = "result.json"
 FOREVER = 2**40  # steps of a run whose budget is in seconds
 
 
@@ -236,9 +237,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     }
     best = Checkpointer(workdir / BEST) if best_metric and "validation" in scores_of else None
     evaluate_every = Periodic(period(evals.every, "evals.every"), step, counters.seconds)
-    save_every = Periodic(
-        period(read.checkpoint.every, "checkpoint.every"), step, counters.seconds
-    )
+    save_every = Periodic(period(read.checkpoint.every, "checkpoint.every"), step, counters.seconds)
     log_interval = read.train.seconds_between_logs
     record.describe(task, counts, read)  # reads the rest of the config
     for name in read.unread():

@@ -231,7 +231,7 @@ def encode_tags(
 
 def _room(seq_len: int) -> int:
     if seq_len < 3:
-        raise UserError(f"data.seq_len = {seq_len} has no room between [CLS] and [SEP]: 3 or more")
+        raise UserError(f"train.seq_len = {seq_len} has no room between [CLS] and [SEP]: 3 or more")
     return seq_len - 2
 
 

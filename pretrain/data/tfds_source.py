@@ -85,14 +85,20 @@ def _decoder(feature: Any) -> Callable[[Any], Any]:
         decode = _decoder(feature.feature)
         return lambda values: [decode(value) for value in values]
     if isinstance(feature, tfds.features.ClassLabel):
-        return lambda value: feature.int2str(int(value))
+        return lambda value: _label_name(feature, int(value))
     return _plain
+
+
+def _label_name(feature: Any, value: int) -> str:
+    if value < 0:  # unlabelled; int2str would count from the end
+        raise ValueError(f"class {value} stands for an unknown label; expected 0 or more")
+    return feature.int2str(value)
 
 
 def _decoded(value: Any, decode: Callable[[Any], Any], where: str) -> Any:
     try:
         return decode(value)
-    except (ValueError, TypeError) as error:  # such as -1, the label of unlabelled examples
+    except (ValueError, TypeError, IndexError) as error:
         raise UserError(f"{where}: {_first_line(error)}") from error
 
 

@@ -61,6 +61,9 @@ class LanguageModel(nn.Module):
         return self.logits(self.trunk(tokens))
 
 
+POOLS = ("first", "last", "mean", "pooler")
+
+
 def pool(hidden: jax.Array, segment_ids: jax.Array, how: str) -> jax.Array:
     """``[B, S, D] -> [B, D]``: the first position, the last real one, or the mean of the real."""
     real = segment_ids > 0

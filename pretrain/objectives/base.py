@@ -27,7 +27,7 @@ class Objective(Protocol):
     def loss(
         self, params: dict, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array, Metrics]:
-        """``(loss_sum, weight_sum, metrics)`` over the rows of ``batch``; ``key`` is for dropout."""
+        """``(loss_sum, weight_sum, metrics)`` over the rows of ``batch``; ``key`` is of dropout."""
 
     def penalty(self, params: dict) -> jax.Array | float:
         """Added to the mean loss; depends on the parameters alone."""

@@ -1,0 +1,135 @@
+"""What a finished run makes of raw text, from the command line or from standard input.
+
+    python -m pretrain.predict --workdir=runs/classify "Returns the sum of two arrays."
+    echo "See Array.reshape for details ." | python -m pretrain.predict --workdir=runs/ner
+    python -m pretrain.predict --workdir=runs/bert-tiny "Return the [MASK] of the array."
+    python -m pretrain.predict --workdir=runs/gpt-tiny --tokens=40 "Returns a new"
+
+Each line is one text; each answer is one JSON object. A classifier gives probabilities, a tagger
+the entities (split into words at spaces, punctuation apart), a masked language model the likeliest
+pieces for each [MASK], a causal one a continuation.
+"""
+
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from pretrain import cli, evaluators, sharding, tasks
+from pretrain.checkpoint import load_params
+from pretrain.data.loader import Columns
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.errors import UserError
+from pretrain.models.heads import LanguageModel
+
+MASK = "[MASK]"
+_WORD = re.compile(r"\w+(?:[.'\u2019-]\w+)*|[^\w\s]")
+
+
+def predict(
+    workdir: pathlib.Path, texts: Sequence[str], *, top: int = 5, tokens: int = 32, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """One record a text; ``top`` candidates a mask, ``tokens`` sampled by a causal model."""
+    _, task = tasks.restore(workdir)
+    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
+    params, _ = load_params(workdir, mesh)
+    if task.encoder.task in ("classify", "tag"):
+        key = "tokens" if task.encoder.task == "tag" else "text"
+        examples = [{key: _WORD.findall(t) if key == "tokens" else t} for t in texts]
+        columns = Columns(task.encoder.encode(examples, "text"))
+        task.splits["test"] = tasks.Split(columns, {}, examples)
+        yield from evaluators.create(task, "test", mesh, 1).predictions(params)
+        return
+    model, pieces, limit = task.objective.model, task.encoder.tokenizer, task.encoder.seq_len
+    for text in texts:
+        if task.encoder.task == "mlm":
+            yield {"text": text, "masks": fill(model, params, pieces, text, limit, top)}
+        else:
+            key = jax.random.key(seed)
+            yield {
+                "text": text,
+                "continuation": sample(model, params, pieces, text, limit, tokens, key),
+            }
+
+
+def fill(
+    model: LanguageModel, params: dict, pieces: Tokenizer, text: str, limit: int, top: int
+) -> list[list[dict[str, Any]]]:
+    """The ``top`` pieces with probabilities for each ``[MASK]`` of ``text``."""
+    parts = [pieces.encode(part) for part in text.split(MASK)]
+    ids = [pieces.cls_id, *parts[0]]
+    masked = []
+    for part in parts[1:]:
+        masked.append(len(ids))
+        ids += [pieces.mask_id, *part]
+    ids.append(pieces.sep_id)
+    if not masked:
+        raise UserError(f"text: no {MASK} in {text!r}")
+    if len(ids) > limit:
+        raise UserError(f"text: {len(ids)} tokens, expected at most the {limit} of a row")
+    hidden = model.apply({"params": params}, jnp.array([ids]))
+    logits = model.apply({"params": params}, hidden[0, np.array(masked)], method="logits")
+    probabilities = np.array(jax.nn.softmax(logits))
+    return [
+        [
+            {"piece": pieces.decode([int(i)]), "probability": float(row[i])}
+            for i in np.argsort(-row)[:top]
+        ]
+        for row in probabilities
+    ]
+
+
+def sample(
+    model: LanguageModel,
+    params: dict,
+    pieces: Tokenizer,
+    text: str,
+    limit: int,
+    count: int,
+    key: jax.Array,
+) -> str:
+    """Samples up to ``count`` tokens behind ``text``, until the end of the document.
+
+    The model sees the last ``limit`` tokens.
+    """
+    ids = [pieces.cls_id, *pieces.encode(text)]
+    start = len(ids)
+
+    @jax.jit
+    def next_id(row, at, key):
+        hidden = model.apply({"params": params}, row[None])
+        logits = model.apply({"params": params}, hidden[0, at], method="logits")
+        return jax.random.categorical(key, logits)
+
+    for step_key in jax.random.split(key, count):
+        window = ids[-limit:]
+        row = jnp.array(window + [pieces.pad_id] * (limit - len(window)))
+        ids.append(int(next_id(row, len(window) - 1, step_key)))
+        if ids[-1] == pieces.sep_id:
+            break
+    return pieces.decode(ids[start:])
+
+
+def main(texts: Sequence[str]) -> None:
+    values = flags.FLAGS
+    texts = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not texts:
+        raise UserError("text: found none, expected arguments or lines on standard input")
+    options = {"top": values.top, "tokens": values.tokens, "seed": values.seed}
+    for record in predict(pathlib.Path(values.workdir), texts, **options):
+        print(json.dumps(record, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a training run.", required=True)
+    flags.DEFINE_integer("top", 5, "Candidates for each mask.")
+    flags.DEFINE_integer("tokens", 32, "Tokens to sample at most.")
+    flags.DEFINE_integer("seed", 0, "Of sampling.")
+    cli.main(main, __doc__, positional=True)
