@@ -34,6 +34,8 @@ from pretrain.data import docstring_scan, docstring_tasks
 from pretrain.data.cache import atomic_directory, cache_dir
 from pretrain.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 SUBSETS = {
     "corpus": ("train", "validation"),
     "package": ("train", "validation", "test"),
@@ -138,7 +140,7 @@ def _directory() -> Path:
     key = hashlib.sha256(b"\0".join([identity, *code])).hexdigest()
     path = cache_dir() / f"docstrings-{key[:16]}"
     if not path.is_dir():
-        logging.info("reading the docstrings of %d packages, once, into %s", len(versions()), path)
+        logger.info("reading the docstrings of %d packages, once, into %s", len(versions()), path)
         with atomic_directory(path) as building:
             _write(_subsets(_read(_files())), building)
     return path

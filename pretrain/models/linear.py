@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 
 class HashedLinear(nn.Module):
-    """``logits = sum_k values[..., k] * kernel[features[..., k]] + bias``: ``[..., K] -> [..., C]``.
+    """``sum_k values[..., k] * kernel[features[..., k]] + bias``: ``[..., K] -> [..., C]``.
 
     The same model classifies texts (``features [B, K]``) and words (``features [B, S, K]``).
     The kernel starts at zero, so that the convex losses start at one known point.
