@@ -140,7 +140,7 @@ def base(model: str = "transformer", objective: str = "mlm", optimizer: str = "a
             batch_size=32,  # rows a step over all devices; 0: the whole training set
             seq_len=128,  # longest row, in tokens; labelled tasks use less if all fit in less
             accumulate=1,  # micro-batches summed into one update
-            seconds_between_logs=10.0,
+            log_every="1%",  # metrics of a step into metrics.jsonl and TensorBoard
         )
     )
     config.evals = ConfigDict(

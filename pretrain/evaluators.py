@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from pretrain import metrics, sharding, state
 from pretrain.data import labels
 from pretrain.data.loader import eval_batches
+from pretrain.errors import UserError
 from pretrain.objectives.base import Objective
 from pretrain.tasks import LANGUAGE_MODELS, Split, Task
 
@@ -131,16 +132,18 @@ class EntityScores:
             yield example | {"prediction": tags, "spans": found}
 
 
-def better(metric: str) -> Callable[[float, float], bool]:
-    """Whether a first score beats a second: lower losses and perplexities, higher everything else.
+def improves(metric: str, scores: Scores, best: float) -> bool:
+    """Whether ``scores[metric]`` beats the best so far (nan: none yet).
 
-    A score that is not a number beats nothing and loses to everything.
+    Losses, perplexities and bits per byte should be low, everything else high. A score that is not
+    a number beats nothing. An unknown metric is a `UserError`.
     """
-    lower = metric.split("/")[-1] in ("loss", "perplexity", "bits_per_byte")
-
-    def beats(new: float, old: float) -> bool:
-        if math.isnan(new) or math.isnan(old):
-            return not math.isnan(new)
-        return new < old if lower else new > old
-
-    return beats
+    if metric not in scores:
+        raise UserError(
+            f"config.checkpoint.best: no score {metric!r}, expected one of {', '.join(scores)}"
+        )
+    new = scores[metric]
+    if math.isnan(new) or math.isnan(best):
+        return not math.isnan(new)
+    lower = metric in ("loss", "perplexity", "bits_per_byte")
+    return new < best if lower else new > best

@@ -10,6 +10,8 @@ from tensorboardX import SummaryWriter
 
 from pretrain.files import read_jsonl
 
+SECONDS_BETWEEN_LINES = 10.0
+
 
 class Logs:
     """Metrics of one run. On resuming at ``step``, records of later steps are dropped first."""
@@ -42,14 +44,14 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """A bar on a terminal, else a plain line at most every ``interval`` seconds.
+    """A bar on a terminal, else a plain line at most every ten seconds.
 
     Counts in percent of the budget, so that it serves every unit.
     """
 
-    def __init__(self, done: float, interval: float):
+    def __init__(self, done: float):
         self._start, self._first = time.monotonic(), done
-        self._interval, self._last = interval, time.monotonic()
+        self._last = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
             form = "{percentage:3.0f}%|{bar}| {elapsed}{postfix}"
@@ -63,7 +65,7 @@ class Progress:
         if self._bar is not None:
             self._bar.n = done
             self._bar.set_postfix_str(text)
-        elif time.monotonic() - self._last >= self._interval:
+        elif time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
             print(f"{100 * done:5.1f}%  {text}", flush=True)
 
