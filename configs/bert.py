@@ -1,12 +1,13 @@
 """BERT: a bidirectional encoder pretrained by masked language modelling.
 
-Argument: a size (tiny ... large: the shapes of Devlin et al. 2019 and Turc et al. 2019), `modern`
+Argument: a size (tiny ... large: shapes of Devlin et al. 2019 and Turc et al. 2019), `modern`
 for the pre-norm, rotary, gated variant of the same shape, `seq` for the length of rows.
 """
 
 from pretrain import config as configs
 
 SIZES = {  # layers, width
+    "micro": (2, 64),
     "tiny": (2, 128),
     "mini": (4, 256),
     "small": (4, 512),
@@ -26,7 +27,10 @@ def set_model(model, variant: str, modern: bool) -> None:
         model.ffn_size = 8 * width // 3 // 64 * 64
         model.norm_position, model.norm_eps, model.norm_bias = "pre", 1e-5, False
         model.position, model.type_vocab_size = "rotary", 0
-        model.activation, model.gated, model.bias = "gelu", True, False
+        model.gated, model.bias = True, False
+        # 0.02 suits a width of 768 and more: narrower encoders stay at unigram frequencies for
+        # long, since attention starts out flat.
+        model.init_std = width**-0.5
 
 
 def get_config(arg=None):

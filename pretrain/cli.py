@@ -1,6 +1,9 @@
 """What the entry points share: flags, clear errors, exit codes."""
 
+import difflib
 import logging
+import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -8,6 +11,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from pretrain import config as configs
 from pretrain.errors import UserError
 
 
@@ -39,8 +43,47 @@ def main(function: Callable[..., object], doc: str, positional: bool = False) ->
             else:
                 function()
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+            _fail(error)
 
     sys.modules["__main__"].__doc__ = doc
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse)
+
+
+def _fail(error: Exception) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags as absl does, but tells of every mistake in one line."""
+    try:
+        rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            path = config_flags.get_config_filename(flags.FLAGS["config"])
+            if not pathlib.Path(path).is_file():  # ml_collections tells when it is first read
+                raise UserError(f"--config: no such file: {path}")
+        return rest
+    except (flags.Error, UserError, AttributeError, KeyError) as error:
+        causes = [error]
+        while cause := causes[-1].__cause__ or causes[-1].__context__:
+            causes.append(cause)
+        if isinstance(causes[-1], UserError):  # from get_config, wrapped with its traceback
+            _fail(causes[-1])
+        if isinstance(error, flags.Error | UserError):
+            _fail(error)
+        if unknown := _unknown_key(argv):
+            _fail(unknown)
+        raise
+
+
+def _unknown_key(argv: Sequence[str]) -> UserError | None:
+    """The first ``--config.KEY`` of the command line that the config does not have."""
+    spec = next((arg.partition("=")[2] for arg in argv if re.match("--?config=", arg)), "")
+    path, _, arg = spec.partition(":")
+    known = list(configs.flatten(configs.load(path, arg or None))) if path else []
+    for key in (m[1] for arg in argv if (m := re.match(r"--?(?:no)?config\.([^=]+)", arg))):
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            return UserError(f"config: unknown key {key!r}{hint}")
+    return None

@@ -126,7 +126,7 @@ def make_objective(config: Reader, encoder: Encoder, num_labels: int) -> Objecti
         return CausalLM(model, options.chunk_size)
     _check(options, "objective.loss", LOSSES)
     kind = {"classify": Classification, "tag": Tagging}[name]
-    return kind(model, options.loss, options.C, num_labels)
+    return kind(model, options.loss, options.C, num_labels if options.C else 0)
 
 
 def _check(section: Reader, key: str, known: Iterable[str]) -> None:

@@ -80,6 +80,7 @@ def content_hash() -> str:
     ).hexdigest()
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """The versions of the packages that are read, by normalised name; the library is "python"."""
     return {"python": platform.python_version()} | {
@@ -132,13 +133,18 @@ def _files() -> list[tuple[str, str, Path]]:
     )
 
 
-def _directory() -> Path:
-    """The folder with the finished splits, made now if this is the first time."""
+@functools.cache
+def _key() -> str:
+    """Names what the splits are made from: the packages read and the code that reads them."""
     modules = (docstring_scan, docstring_tasks, None)
     code = [Path(module.__file__ if module else __file__).read_bytes() for module in modules]
     identity = json.dumps([versions(), sysconfig.get_paths()["stdlib"]]).encode()
-    key = hashlib.sha256(b"\0".join([identity, *code])).hexdigest()
-    path = cache_dir() / f"docstrings-{key[:16]}"
+    return hashlib.sha256(b"\0".join([identity, *code])).hexdigest()
+
+
+def _directory() -> Path:
+    """The folder with the finished splits, made now if this is the first time."""
+    path = cache_dir() / f"docstrings-{_key()[:16]}"
     if not path.is_dir():
         logger.info("reading the docstrings of %d packages, once, into %s", len(versions()), path)
         with atomic_directory(path) as building:
