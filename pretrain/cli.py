@@ -59,7 +59,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
-            path = config_flags.get_config_filename(flags.FLAGS["config"])
+            spec = config_flags.get_config_filename(flags.FLAGS["config"])
+            path = spec.partition(":")[0]  # the argument stands behind the colon
             if not pathlib.Path(path).is_file():  # ml_collections tells when it is first read
                 raise UserError(f"--config: no such file: {path}")
         return rest

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pretrain import sharding, state
 from pretrain.config import Reader
@@ -57,7 +58,7 @@ def latency(task: Task, params: Any) -> dict[str, Any] | None:
     if split is None or split.examples is None or jax.process_count() > 1:
         return None
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
-    params = jax.device_put(params, jax.local_devices()[0])
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     predict = state.predict_fn(task.objective, mesh)
     spent = []
     for index in range(WARMUP + REPEATS):

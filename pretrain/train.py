@@ -99,11 +99,17 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def batch_rows(task: tasks.Task, config: configs.Reader, mesh: Mesh) -> int:
-    """Rows of a global batch, checked against the mesh; a whole training set is filled up."""
+    """Rows of a global batch, checked against the mesh.
+
+    A whole training set is filled up with rows that weigh nothing, to one of eight sizes between
+    powers of two, so that training sets of about one size share a compiled step.
+    """
     size, accumulate = config.train.batch_size, config.train.accumulate
     if size == 0:
+        rows = len(task.splits["train"].dataset)
         ways = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES) * accumulate
-        return -(-len(task.splits["train"].dataset) // ways) * ways
+        multiple = math.lcm(ways, max(1, 2 ** (rows.bit_length() - 4)))
+        return -(-rows // multiple) * multiple
     sharding.check_batch("train.batch_size", size, mesh, accumulate)
     return size
 

@@ -3,12 +3,30 @@
 import os
 import pathlib
 
+# Compiling is what most of the tests' time goes into: do it fast rather than well.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
 import jax
 import pytest
+
+from tests import small_runs
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Shares compiled programs between workers, the programs that tests start, and sessions."""
+    folder = str(config.cache.mkdir("compiled")) if hasattr(config, "cache") else ""
+    settings = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items() if folder else ():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(scope="session")
@@ -18,4 +36,12 @@ def shared_data() -> pathlib.Path:
     folder = pathlib.Path(os.environ.get("PRETRAIN_TEST_DATA", here / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip("no development data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Folder with the data of `tests.small_runs`."""
+    folder = tmp_path_factory.mktemp("small_data")
+    small_runs.write_data(folder)
     return folder

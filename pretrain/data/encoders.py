@@ -16,6 +16,7 @@ from pretrain.errors import UserError
 from pretrain.files import read_json, write_json
 
 Columns = dict[str, np.ndarray]
+WORDS_PER_ROW = 32  # of a tagged sentence for linear models; longer ones go on in further rows
 ABOUT, TOKENIZER, FEATURES = "encoder.json", "tokenizer.model", "features.npz"
 
 
@@ -76,6 +77,7 @@ class FeatureEncoder:
             examples,
             num_features=self.num_features,
             label_names=self.label_names,
+            seq_len=WORDS_PER_ROW,
             window=self.window,
             key=key,
         )

@@ -11,8 +11,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """``x * Phi(x)`` with the exact normal distribution (Hendrycks & Gimpel 2016).
+
+    The forward pass keeps the derivative: automatic differentiation would keep two arrays and
+    evaluate the error function's derivative once more.
+    """
+    return _gelu_forward(x)[0]
+
+
+def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    wide = x.astype(jnp.float32)
+    cdf = 0.5 * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))
+    density = jnp.exp(-0.5 * wide * wide) * (1.0 / math.sqrt(2.0 * math.pi))
+    return (wide * cdf).astype(x.dtype), (cdf + wide * density).astype(x.dtype)
+
+
+gelu.defvjp(_gelu_forward, lambda derivative, grad: (grad * derivative,))
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
     "relu": nn.relu,
     "silu": nn.silu,
@@ -121,7 +141,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         return x
     seed = jax.random.bits(key, (2,), jnp.uint32)
     index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-    bits = mix(mix(index + seed[0]) ^ seed[1])
+    bits = mix((index * jnp.uint32(0x9E3779B9) + seed[0]) ^ seed[1])
     keep = bits >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))
 

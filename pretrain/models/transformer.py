@@ -90,12 +90,13 @@ class Attention(nn.Module):
         if cfg.position == "rotary":
             query = rotary(query, positions, cfg.rotary_base)
             key = rotary(key, positions, cfg.rotary_base)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query * cfg.head_size**-0.5, key)
+        query, key, value = (x.swapaxes(1, 2) for x in (query * cfg.head_size**-0.5, key, value))
+        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key)
         scores = jnp.where(mask, scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
         weights = nn.softmax(scores).astype(cfg.dtype)
         rng = None if deterministic else self.make_rng("dropout")
         weights = dropout(weights, cfg.attention_dropout, rng)
-        context = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        context = jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
         return Dense(
             ("heads", "kv"),
             (cfg.hidden_size,),

@@ -1,0 +1,172 @@
+"""Layers against plain NumPy, and the statistics of dropout."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pretrain.models.layers import ACTIVATIONS, Dense, Embed, LayerNorm, dropout, rotary
+from tests import tiny
+
+
+def init_and_apply(module, *inputs):
+    """Plain parameters (each moved off its initial value) and the output."""
+    params = jax.tree.map(
+        lambda x: x.value, module.init(jax.random.key(0), *inputs)["params"], is_leaf=_boxed
+    )
+    params = jax.tree.map(lambda x: x + jnp.arange(x.size).reshape(x.shape) % 7 * 0.1, params)
+    return jax.device_get(params), np.asarray(module.apply({"params": params}, *inputs))
+
+
+def _boxed(x):
+    return hasattr(x, "names")
+
+
+def test_dense_contracts_the_last_dimensions():
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    module = Dense(("heads", "kv"), (6, 7), ("embed", "mlp"))
+    params, y = init_and_apply(module, x)
+    assert params["kernel"].shape == (4, 5, 6, 7) and params["bias"].shape == (6, 7)
+    expected = np.einsum("bshk,hkxy->bsxy", x, params["kernel"]) + params["bias"]
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    params, y = init_and_apply(Dense(("heads", "kv"), (6,), ("embed",), use_bias=False), x)
+    assert set(params) == {"kernel"}
+    np.testing.assert_allclose(
+        y, np.einsum("bshk,hkx->bsx", x, params["kernel"]), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_kernels_start_with_the_given_deviation():
+    x = jnp.zeros((1, 64))
+    kernel = Dense(("embed",), (512,), ("mlp",), init_std=0.05).init(jax.random.key(0), x)
+    kernel = np.asarray(kernel["params"]["kernel"].value)
+    assert kernel.std() == pytest.approx(0.05, rel=0.03) and abs(kernel.mean()) < 1e-3
+
+
+@pytest.mark.parametrize("eps", [1e-12, 0.1])
+def test_layer_norm(eps):
+    x = np.random.default_rng(0).normal(3.0, 2.0, (2, 3, 8)).astype(np.float32)
+    params, y = init_and_apply(LayerNorm(eps), x)
+    centred = x - x.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
+    np.testing.assert_allclose(y, expected * params["scale"] + params["bias"], rtol=1e-4, atol=1e-5)
+    params, y = init_and_apply(LayerNorm(eps, use_bias=False), x)
+    np.testing.assert_allclose(y, expected * params["scale"], rtol=1e-4, atol=1e-5)
+
+
+def test_layer_norm_of_bfloat16_is_computed_in_float32():
+    """Statistics in bfloat16 would lose the small variation around a large mean."""
+    x = jnp.asarray(100.0 + np.arange(8)[None, :] * 0.5, jnp.bfloat16)
+    got = LayerNorm(1e-6, dtype="bfloat16").apply(
+        {"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}, x
+    )
+    assert got.dtype == jnp.bfloat16
+    exact = np.asarray(x, np.float64)
+    exact = (exact - exact.mean()) / exact.std()
+    np.testing.assert_allclose(np.asarray(got, np.float64), exact, rtol=1e-2, atol=1e-2)
+
+
+def test_embed_takes_rows():
+    ids = np.array([[2, 0], [1, 2]])
+    params, y = init_and_apply(Embed(3, 4, "vocab"), ids)
+    np.testing.assert_array_equal(y, params["embedding"][ids])
+
+
+PUBLISHED = {
+    "gelu": lambda v: 0.5 * v * (1 + math.erf(v / math.sqrt(2))),
+    "gelu_tanh": lambda v: (
+        0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+    ),
+    "relu": lambda v: max(v, 0.0),
+    "silu": lambda v: v / (1 + math.exp(-v)),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_and_their_derivatives_are_the_published_ones(name):
+    x, step = np.linspace(-4, 4, 20), 1e-5
+    function = PUBLISHED[name]
+    np.testing.assert_allclose(
+        ACTIVATIONS[name](jnp.asarray(x)), [function(v) for v in x], atol=2e-6
+    )
+    slopes = [(function(v + step) - function(v - step)) / (2 * step) for v in x]
+    derivative = jax.vmap(jax.grad(ACTIVATIONS[name]))
+    np.testing.assert_allclose(derivative(jnp.asarray(x)), slopes, atol=1e-5)
+    low = jnp.asarray(x, jnp.bfloat16)
+    assert ACTIVATIONS[name](low).dtype == derivative(low).dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(derivative(low), float), slopes, atol=0.03)
+
+
+def test_rotary_scores_depend_on_relative_positions_only():
+    query, key = jax.random.normal(jax.random.key(0), (2, 1, 6, 2, 8))
+
+    def scores(offset):
+        positions = jnp.arange(6)[None, :] + offset
+        return jnp.einsum(
+            "bqhd,bkhd->bhqk", rotary(query, positions, 1e4), rotary(key, positions, 1e4)
+        )
+
+    np.testing.assert_allclose(scores(0), scores(37), atol=2e-5)
+    assert not np.allclose(scores(0), jnp.einsum("bqhd,bkhd->bhqk", query, key), atol=1e-2)
+
+
+def test_rotary_turns_pairs_by_the_published_angles():
+    """Su et al. 2021: pair i of position m turns by m * base^(-2i/d)."""
+    x = np.random.default_rng(0).normal(size=(1, 3, 1, 8)).astype(np.float32)
+    got = np.asarray(rotary(jnp.asarray(x), jnp.array([[0, 1, 5]]), 100.0))
+    pairs = x[0, :, 0, :4] + 1j * x[0, :, 0, 4:]
+    turned = pairs * np.exp(1j * np.array([[0.0], [1], [5]]) * 100.0 ** (-np.arange(4) / 4))
+    np.testing.assert_allclose(got[0, :, 0], np.concatenate([turned.real, turned.imag], -1), 1e-5)
+
+
+RATE = 0.1
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """Which elements of four rows of 2^14 dropout keeps, for two keys: bool [2, 4, 2^14]."""
+    x = jnp.ones((4, 2**14))
+    return np.stack([np.asarray(dropout(x, RATE, jax.random.key(i))) != 0 for i in (0, 1)])
+
+
+def test_dropout_drops_the_given_share(kept):
+    """Within five standard deviations of the binomial, in every row."""
+    n = kept.shape[-1]
+    bound = 5 * np.sqrt(n * RATE * (1 - RATE))
+    assert (np.abs((~kept).sum(-1) - n * RATE) < bound).all()
+
+
+def test_dropout_masks_are_independent(kept):
+    """Of other keys, other rows and neighbouring elements, and do not repeat at powers of two."""
+    n = kept.shape[-1]
+
+    def correlation(a, b):
+        return abs(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+    bound = 5 / np.sqrt(n)
+    assert correlation(kept[0], kept[1]) < bound
+    mask = kept[0]
+    assert correlation(mask[0], mask[1]) < bound and correlation(mask[2], mask[3]) < bound
+    for lag in (*range(1, 33), 64, 128, 256, 512, 768, 1024, 4096):
+        assert correlation(mask[:, lag:], mask[:, :-lag]) < bound, f"lag {lag}"
+
+
+def test_dropout_preserves_the_mean_and_scales_what_it_keeps():
+    x = jnp.full((256, 64), 2.0)
+    y = np.asarray(dropout(x, 0.25, jax.random.key(3)))
+    np.testing.assert_allclose(np.unique(y), [0.0, 2.0 / 0.75], rtol=1e-6)
+    assert y.mean() == pytest.approx(2.0, rel=0.02)
+    assert dropout(x, 0.25, None) is x and dropout(x, 0.0, jax.random.key(0)) is x
+    assert dropout(x.astype(jnp.bfloat16), 0.25, jax.random.key(3)).dtype == jnp.bfloat16
+
+
+def test_dropout_does_not_depend_on_the_layout():
+    x = np.random.default_rng(0).normal(size=(8, 16, 32)).astype(np.float32)
+    want = np.asarray(dropout(jnp.asarray(x), 0.3, jax.random.key(1)))
+    mesh = tiny.mesh(data=4, tensor=2)
+    spec = jax.sharding.PartitionSpec("data", None, "tensor")
+    sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+    got = jax.jit(lambda x: dropout(x, 0.3, jax.random.key(1)))(sharded)
+    np.testing.assert_array_equal(np.asarray(got), want)

@@ -1,0 +1,148 @@
+"""Arguments, overrides, durations, hashes, and the view that knows what was read."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from pretrain import config as configs
+from pretrain.errors import UserError
+
+
+def test_argument_is_typed_by_the_defaults():
+    defaults = dict(variant="tiny", modern=False, seq=128, rate=0.5)
+    assert configs.parse_arg(None, **defaults).to_dict() == defaults
+    parsed = configs.parse_arg("small,modern,seq=256,rate=1", **defaults)
+    assert parsed.to_dict() == dict(variant="small", modern=True, seq=256, rate=1.0)
+    assert type(parsed.rate) is float
+    assert configs.parse_arg("seq=64", **defaults).variant == "tiny"
+    assert configs.parse_arg("modern", **defaults).modern
+    assert not configs.parse_arg("modern=false", **defaults).modern
+
+
+@pytest.mark.parametrize(
+    "arg, said",
+    [
+        ("tiny,sequence=3", "'sequence=3' is not one of variant, modern, seq"),
+        ("tiny,small", "'small' is not one of"),
+        ("seq=long", "'seq': found 'long', expected int"),
+        ("seq=", "'seq=' is not one of"),
+        ("modern=maybe", "'modern': found 'maybe', expected bool"),
+    ],
+)
+def test_wrong_arguments_say_what_is_known(arg, said):
+    with pytest.raises(UserError, match="config argument") as caught:
+        configs.parse_arg(arg, variant="tiny", modern=False, seq=128)
+    assert said in str(caught.value)
+
+
+def test_overrides_must_name_keys_and_have_their_type():
+    config = configs.base()
+    configs.set_key(config, "optimizer.lr", 1)
+    assert config.optimizer.lr == 1.0 and type(config.optimizer.lr) is float
+    configs.set_key(config, "data.packing", False)
+    assert config.data.packing is False
+    for key in ("optimizer.lrr", "nope", "train.batch_size.more", "seed.x"):
+        with pytest.raises(UserError, match=f"unknown key '{key}'"):
+            configs.set_key(config, key, 1)
+    for key, value in (
+        ("train.batch_size", 1.5),
+        ("train.batch_size", True),
+        ("train.budget", 100),
+        ("data.packing", 1),
+        ("optimizer.lr", "fast"),
+        ("optimizer", 1),
+    ):
+        with pytest.raises(UserError, match=rf"config\.{key}: found {value!r}, expected"):
+            configs.set_key(config, key, value)
+
+
+def test_choices_decide_which_keys_there_are():
+    assert "mask_rate" in configs.base(objective="mlm").objective
+    assert "mask_rate" not in configs.base(objective="causal").objective
+    assert "memory" in configs.base(optimizer="lbfgs").optimizer
+    assert "tokenizer" not in configs.base(model="linear", objective="classify")
+    with pytest.raises(UserError, match="objective.name: found 'mlmm', expected one of mlm"):
+        configs.base(objective="mlmm")
+    with pytest.raises(AttributeError):
+        configs.base().optimizer.lrr = 1.0
+
+
+def test_load_runs_a_file_with_its_argument(tmp_path):
+    file = tmp_path / "my.py"
+    file.write_text(
+        "from pretrain import config\n"
+        "def get_config(arg=None):\n"
+        "    c = config.base()\n"
+        "    c.label = arg or 'none'\n"
+        "    return c\n"
+    )
+    assert configs.load(str(file)).label == "none"
+    assert configs.load(str(file), "a", {"seed": 3}).seed == 3
+    with pytest.raises(UserError, match="no such file: .*other.py"):
+        configs.load(str(tmp_path / "other.py"))
+
+
+def test_digest_depends_on_values_and_on_nothing_else():
+    config = configs.base()
+    again = ConfigDict(dict(reversed(config.to_dict().items())))
+    assert configs.digest(config) == configs.digest(again)
+    again.cache_dir = "/elsewhere"
+    assert configs.digest(config) == configs.digest(again)
+    assert configs.differences(config, again) == []
+    again.optimizer.lr = 2e-3
+    assert configs.digest(config) != configs.digest(again)
+    # Pinned: another value means that finished studies no longer find their runs.
+    small = ConfigDict({"b": {"x": 1.5, "a": True}, "a": "é", "cache_dir": "/tmp"})
+    assert configs.flatten(small) == {"a": "é", "b.a": True, "b.x": 1.5, "cache_dir": "/tmp"}
+    digest = "f2f681c193ab3ee0c8ac82b146d4f0fdd488d767a62541bd729baf8af3075f7d"
+    assert configs.digest(small) == digest
+
+
+def test_differences_name_the_keys_and_both_values():
+    old, new = configs.base(), configs.base()
+    new.optimizer.lr = 0.5
+    new.data.train = "my.txt"
+    assert configs.differences(old, new) == [
+        "data.train: 'docstrings:corpus:train' there, 'my.txt' here",
+        "optimizer.lr: 0.001 there, 0.5 here",
+    ]
+    assert configs.differences({"a": {"b": 1}}, {}) == ["a.b: 1 there, None here"]
+
+
+@pytest.mark.parametrize(
+    "text, amount, unit",
+    [
+        ("1000 steps", 1000, "steps"),
+        ("1 step", 1, "steps"),
+        ("2e6 tokens", 2e6, "tokens"),
+        ("1.5e-1 Epochs", 0.15, "epochs"),
+        ("10%", 10, "%"),
+        (" 2.5 % ", 2.5, "%"),
+        ("300seconds", 300, "seconds"),
+        ("1e15 flops", 1e15, "flops"),
+        ("12 examples", 12, "examples"),
+    ],
+)
+def test_durations(text, amount, unit):
+    assert configs.duration(text, "train.budget") == (pytest.approx(amount), unit)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1000", "steps", "0 steps", "-3 steps", "3 hours", "1.2.3 steps", "ten steps", 5]
+)
+def test_wrong_durations_name_the_key_and_the_units(text):
+    with pytest.raises(UserError, match=r"config\.train\.budget: found .*steps, examples, epochs"):
+        configs.duration(text, "train.budget")
+
+
+def test_reader_knows_what_was_not_read():
+    config = ConfigDict({"a": 1, "b": {"c": 2, "d": 3, "e": {"f": 4}}})
+    read = configs.Reader(config)
+    assert read.unread() == ["a", "b.c", "b.d", "b.e.f"]
+    section = read.b
+    assert read.unread() == ["a", "b.c", "b.d", "b.e.f"], "a section alone reads no leaf"
+    assert section.c == 2 and section["d"] == 3
+    assert read.unread() == ["a", "b.e.f"] and section.unread() == ["b.e.f"]
+    assert dict(section.e) == {"f": 4}
+    assert read.unread() == ["a"]
+    with pytest.raises(AttributeError, match=r"config has no key b\.x"):
+        _ = section.x
