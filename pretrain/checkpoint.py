@@ -75,9 +75,13 @@ class Checkpointer:
         state = TrainState(params=restored["params"], **restored["rest"])
         return state, restored["meta"]
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until what was saved is on disk."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and frees what saving needs."""
+        self.wait()
         self._manager.close()
 
 

@@ -59,7 +59,8 @@ class AdamW:
         """Rises from 0 over ``warmup``, then follows the schedule down to ``end * lr`` at 1."""
         after = jnp.clip((progress - self.warmup) / max(1.0 - self.warmup, 1e-9), 0.0, 1.0)
         scale = self.end + (1.0 - self.end) * SCHEDULES[self.schedule](after)
-        return self.lr * scale * jnp.minimum(1.0, progress / max(self.warmup, 1e-9))
+        ramp = jnp.minimum(1.0, progress / self.warmup) if self.warmup else 1.0
+        return self.lr * scale * ramp
 
     def update(self, grads, state, params, *, progress, value, value_fn):
         """``(new params, new state, scalars to log)``."""

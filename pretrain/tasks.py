@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -32,6 +33,7 @@ TRANSFORMER_CHOICES = {
     "position": ("learned", "rotary"),
     "norm_position": ("post", "pre"),
     "dtype": ("float32", "bfloat16"),
+    "remat": ("none", "full", *(n for n in dir(jax.checkpoint_policies) if n.endswith("saveable"))),
 }
 
 Encoder = encoders.TokenEncoder | encoders.FeatureEncoder
@@ -139,7 +141,7 @@ def _open(config: Reader, split: str, task: str) -> sources.Source | None:
     names = ("format", "text", "label", "tokens", "tags", "document")
     columns = {name: config.data[name] for name in names}
     spec = config.data[split]
-    if not spec:
+    if not spec and split != "train":
         return None
     return sources.open_source(
         spec, task="lm" if task in LANGUAGE_MODELS else task, key=f"data.{split}", **columns
@@ -172,6 +174,11 @@ def _transformer(config: Reader, pieces: tokenizer.Tokenizer, seq_len: int) -> T
         raise UserError(
             f"config.model.num_heads: {model.num_heads} does not divide hidden_size "
             f"{model.hidden_size}"
+        )
+    if model.position == "rotary" and model.head_size % 2:
+        raise UserError(
+            f"config.model.num_heads: {model.num_heads} makes heads of odd size {model.head_size}; "
+            "expected an even size for rotary positions"
         )
     if seq_len > model.max_positions:
         raise UserError(

@@ -215,7 +215,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             train_state, metrics = compiled.run(train_state, batch, step_key, spent)
             step += 1
             counters.tokens += tokens
-            counters.examples += batch_size
+            counters.examples += read.train.batch_size or units.num_rows
             # The device is busy with this step while the host reads the metrics of the one before
             # and prepares the batch of the next.
             monitor.stepped(step, metrics)
@@ -241,6 +241,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             stopped = sigterm.came and progress < 1.0
             if save_due.due(step, counters.seconds) or progress == 1.0 or stopped:
                 monitor.flush()
+                if best is not None:
+                    best.wait()  # what is saved below names its step
                 last.save(train_state, dataclasses.asdict(counters))
             if stopped:
                 last.close()

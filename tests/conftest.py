@@ -1,7 +1,9 @@
 """Every test sees 8 CPU devices, strict types and shapes, and a cache of its own."""
 
+import functools
 import os
 import pathlib
+from collections.abc import Callable
 
 # Compiling is what most of the tests' time goes into: do it fast rather than well.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
@@ -9,6 +11,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 import jax
 import pytest
 
+from pretrain import record, train
 from tests import small_runs
 
 jax.config.update("jax_platforms", "cpu")
@@ -45,3 +48,25 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("small_data")
     small_runs.write_data(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(
+    small_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., pathlib.Path]:
+    """``(name, arg, **changes)`` of `small_runs.config` -> workdir of the run, trained once."""
+    folder = tmp_path_factory.mktemp("small_runs")
+
+    @functools.cache
+    def trained(name: str, arg: str = "", **changes) -> pathlib.Path:
+        workdir = folder / str(len(list(folder.iterdir())))
+        train.train(small_runs.config(name, small_data, arg, **changes), workdir)
+        return workdir
+
+    return trained
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_repeats() -> None:
+    """Latency of small models needs no long series here."""
+    record.WARMUP, record.REPEATS = 2, 5

@@ -9,12 +9,15 @@ from pretrain import config as configs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CLASSES = {
-    "animals": "cat dog horse cow sheep goat bird fish mouse tiger".split(),
-    "numbers": "one two three four five six seven eight nine ten".split(),
-    "plants": "oak elm rose moss fern pine grass ivy lily palm".split(),
+    "animals": ["cat", "dog", "horse", "cow", "sheep", "goat", "bird", "fish", "mouse", "tiger"],
+    "numbers": ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
+    "plants": ["oak", "elm", "rose", "moss", "fern", "pine", "grass", "ivy", "lily", "palm"],
 }
-NAMES = {"PER": "Ada Grace Alan Emmy Kurt".split(), "LOC": "Paris Oslo Rome Delhi Lima".split()}
-COMMON = "the a of and sees near with from little big old new runs sits under over".split()
+NAMES = {
+    "PER": ["Ada", "Grace", "Alan", "Emmy", "Kurt"],
+    "LOC": ["Paris", "Oslo", "Rome", "Delhi", "Lima"],
+}
+COMMON = ["the", "a", "of", "and", "sees", "near", "with", "from", "big", "new", "runs", "under"]
 MODEL = {
     "model.num_layers": 1,
     "model.hidden_size": 16,

@@ -60,7 +60,7 @@ def test_choices_decide_which_keys_there_are():
     assert "mask_rate" not in configs.base(objective="causal").objective
     assert "memory" in configs.base(optimizer="lbfgs").optimizer
     assert "tokenizer" not in configs.base(model="linear", objective="classify")
-    with pytest.raises(UserError, match="objective.name: found 'mlmm', expected one of mlm"):
+    with pytest.raises(UserError, match=r"objective\.name: found 'mlmm', expected one of mlm"):
         configs.base(objective="mlmm")
     with pytest.raises(AttributeError):
         configs.base().optimizer.lrr = 1.0
@@ -77,7 +77,7 @@ def test_load_runs_a_file_with_its_argument(tmp_path):
     )
     assert configs.load(str(file)).label == "none"
     assert configs.load(str(file), "a", {"seed": 3}).seed == 3
-    with pytest.raises(UserError, match="no such file: .*other.py"):
+    with pytest.raises(UserError, match=r"no such file: .*other\.py"):
         configs.load(str(tmp_path / "other.py"))
 
 

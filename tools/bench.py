@@ -112,7 +112,7 @@ def input_worker() -> Callable[[], None]:
         def fingerprint(self) -> str:
             return "bench"
 
-    pieces = tokenizers.train(texts, vocab_size=400)
+    pieces = tokenizers.train(texts, vocab_size=330)
     folder = tempfile.mkdtemp()
     rows = store.build(Source(), pieces, seq_len=SEQ, cache_dir=folder, progress=False)
     batches = train_batches(rows, batch_size=BATCH, seed=0, start_step=0, num_steps=2**40)

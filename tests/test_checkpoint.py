@@ -1,0 +1,150 @@
+"""Saving, restoring onto other meshes, and grafting parts of another run."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pretrain.checkpoint import BEST, LAST, Checkpointer, graft, load_params
+from pretrain.errors import UserError
+from pretrain.state import TrainState
+from tests import tiny
+
+
+def make_state(step, mesh=None, axis=None, size=8):
+    """Arrays that follow from the step, rows laid over a mesh axis."""
+    sharding = NamedSharding(mesh or tiny.mesh(), PartitionSpec(axis))
+    kernel = np.random.default_rng(step).normal(size=(size, 4)).astype(np.float32)
+    params = {"dense": {"kernel": jax.device_put(kernel, sharding)}}
+    moments = {"mu": jax.device_put(kernel * 2, sharding), "count": jnp.int32(step)}
+    return TrainState(jnp.int32(step), params, moments)
+
+
+def abstract(state):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def saved(folder, *steps, keep=1):
+    checkpointer = Checkpointer(folder, keep)
+    for step in steps:
+        checkpointer.save(make_state(step), {"loss": step / 2, "best_score": float("nan")})
+    checkpointer.close()
+
+
+def test_a_state_comes_back_on_another_mesh(tmp_path):
+    """Saved from one device, restored over eight, and back."""
+    saved(tmp_path, 3)
+    mesh = tiny.mesh(data=2, fsdp=4)
+    like = make_state(0, mesh, "fsdp")
+    state, meta = Checkpointer(tmp_path).restore(abstract(like))
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(3))
+    assert state.params["dense"]["kernel"].sharding == like.params["dense"]["kernel"].sharding
+    assert meta["loss"] == 1.5 and np.isnan(meta["best_score"])
+
+    wide = Checkpointer(tmp_path / "wide")
+    wide.save(state, meta)
+    wide.close()
+    back, _ = Checkpointer(tmp_path / "wide").restore(abstract(make_state(0)))
+    jax.tree.map(np.testing.assert_array_equal, back, make_state(3))
+
+
+def test_what_is_saved_is_the_state_of_that_moment(tmp_path):
+    """Though it is written while the next steps reuse its memory."""
+    state = make_state(1, size=2**18)
+    want = jax.device_get(jax.tree.map(jnp.copy, state.params))
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(state, {})
+    step = jax.jit(lambda params: jax.tree.map(lambda x: -x, params), donate_argnums=0)
+    params = state.params
+    for _ in range(5):
+        params = step(params)
+    jax.block_until_ready(params)
+    checkpointer.close()
+    got, _ = load_params_of(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def load_params_of(folder):
+    """`load_params` of a workdir whose last checkpoints are ``folder``."""
+    workdir = folder.parent / f"{folder.name}-workdir"
+    workdir.mkdir()
+    (workdir / LAST).symlink_to(folder)
+    return load_params(workdir, tiny.mesh())
+
+
+def test_the_newest_are_kept_and_a_step_is_saved_once(tmp_path):
+    saved(tmp_path, 1, 4, 4, 7, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "7"]
+    assert Checkpointer(tmp_path).latest_step() == 7
+    assert Checkpointer(tmp_path / "empty").latest_step() is None
+
+
+def test_a_run_stands_for_its_best_step(tmp_path):
+    saved(tmp_path / LAST, 9)
+    params, step = load_params(tmp_path, tiny.mesh(data=8))
+    assert step == 9
+    jax.tree.map(np.testing.assert_array_equal, params, make_state(9).params)
+    assert params["dense"]["kernel"].sharding.is_fully_replicated
+    saved(tmp_path / BEST, 4)
+    params, step = load_params(tmp_path, tiny.mesh())
+    assert step == 4
+    jax.tree.map(np.testing.assert_array_equal, params, make_state(4).params)
+
+
+def test_no_checkpoint_is_a_clear_error(tmp_path):
+    (tmp_path / LAST).mkdir()
+    with pytest.raises(UserError, match="no checkpoint found; expected the workdir"):
+        load_params(tmp_path, tiny.mesh())
+
+
+PARAMS = {
+    "trunk": {"kernel": np.zeros((4, 2), np.float32), "bias": np.zeros(2, np.float32)},
+    "head": {"kernel": np.zeros((2, 3), np.float32)},
+}
+
+
+def on_device(tree):
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def test_graft_takes_what_fits_and_lists_the_rest(caplog):
+    source = {
+        "trunk": {"kernel": np.ones((4, 2), np.float32), "bias": np.full(2, 2.0, np.float32)},
+        "lm_head": {"bias": np.ones(9, np.float32)},
+    }
+    with caplog.at_level(logging.INFO, "pretrain.checkpoint"):
+        got = graft(on_device(PARAMS), on_device(source), "runs/bert")
+    np.testing.assert_array_equal(got["trunk"]["kernel"], 1)
+    np.testing.assert_array_equal(got["trunk"]["bias"], 2)
+    np.testing.assert_array_equal(got["head"]["kernel"], 0)
+    assert [r.getMessage() for r in caplog.records] == [
+        "from runs/bert: loaded 2 arrays; fresh: ['head']['kernel']; left: ['lm_head']['bias']"
+    ]
+
+
+def test_graft_keeps_the_layout():
+    mesh = tiny.mesh(fsdp=2)
+    layout = NamedSharding(mesh, PartitionSpec("fsdp"))
+    params = {"kernel": jax.device_put(np.zeros((4, 2), np.float32), layout)}
+    got = graft(params, {"kernel": jnp.ones((4, 2))}, "x")
+    assert got["kernel"].sharding == layout
+
+
+@pytest.mark.parametrize(
+    "source, said",
+    [
+        (
+            {"trunk": {"kernel": np.ones((8, 2), np.float32)}},
+            r"config\.init_from: \['trunk'\]\['kernel'\] is \(8, 2\) in runs/a, expected \(4, 2\)",
+        ),
+        ({"body": {"kernel": np.ones((4, 2))}}, "runs/a has no array in common with this model"),
+    ],
+)
+def test_graft_drops_nothing_in_silence(source, said):
+    with pytest.raises(UserError, match=said):
+        graft(on_device(PARAMS), on_device(source), "runs/a")

@@ -1,0 +1,98 @@
+"""Meshes, and where the rules put dimensions."""
+
+import logging
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from pretrain import sharding
+from pretrain.errors import UserError
+from tests import tiny
+
+
+def test_mesh_gives_one_axis_what_is_left():
+    sizes = {"data": -1, "fsdp": 2, "tensor": 2, "sequence": 1}
+    mesh = sharding.make_mesh(sizes)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
+    assert mesh.size == 8
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"data": 3},
+        {"data": 4},
+        {"data": 16},
+        {"data": -1, "fsdp": 3},
+        {"data": -1, "fsdp": -1},
+        {"data": 0},
+        {"data": -2},
+    ],
+    ids=str,
+)
+def test_meshes_that_do_not_fit_are_refused(sizes):
+    sizes = dict.fromkeys(sharding.AXES, 1) | sizes
+    with pytest.raises(UserError, match=r"config\.mesh: found \{'data'"):
+        sharding.make_mesh(sizes)
+
+
+@pytest.mark.parametrize(
+    "shape, names, sizes, spec",
+    [
+        ((16, 32), ("embed", "mlp"), {"fsdp": 4, "tensor": 2}, P("fsdp", "tensor")),
+        ((2, 16, 32), ("layers", "embed", "mlp"), {"fsdp": 4}, P(None, "fsdp", None)),
+        ((64, 16), ("vocab", "embed"), {"fsdp": 2, "tensor": 2}, P("tensor", "fsdp")),
+        ((64, 16), ("vocab", "embed"), {"fsdp": 4}, P("fsdp", None)),  # taken by vocab
+        ((63, 16), ("vocab", "embed"), {"fsdp": 4}, P(None, "fsdp")),  # 63 does not divide
+        ((63, 16), ("vocab", "embed"), {"fsdp": 3, "tensor": 2}, P("fsdp", None)),
+        ((16, 2, 8), ("embed", "heads", "kv"), {"tensor": 2}, P(None, "tensor", None)),
+        ((3,), ("classes",), {"fsdp": 4}, P(None)),
+        ((8, 8), (None, "embed"), {"fsdp": 4}, P(None, "fsdp")),
+    ],
+    ids=str,
+)
+def test_dimensions_take_the_first_axis_that_divides_them(shape, names, sizes, spec):
+    assert sharding.partition(shape, names, tiny.mesh(**sizes)) == spec
+
+
+def test_a_dimension_that_stays_whole_says_so(caplog):
+    with caplog.at_level(logging.WARNING):
+        sharding.partition((3, 16), ("heads", "embed"), tiny.mesh(tensor=2, fsdp=4))
+    assert [r.getMessage() for r in caplog.records] == [
+        "heads of size 3 does not divide over mesh axes ['tensor']"
+    ]
+
+
+def test_unknown_names_are_no_silent_replication():
+    with pytest.raises(KeyError, match="embde"):
+        sharding.partition((4,), ("embde",), tiny.mesh())
+
+
+def test_boxed_trees_get_shardings_and_scalars_are_replicated():
+    mesh = tiny.mesh(fsdp=4)
+    boxed = {
+        "kernel": nn.LogicallyPartitioned(jnp.zeros((8, 2)), ("embed", "classes")),
+        "history": nn.LogicallyPartitioned(jnp.zeros((5, 8, 2)), ("embed", "classes")),
+        "count": jnp.zeros(()),
+    }
+    specs = {name: s.spec for name, s in sharding.shardings(boxed, mesh).items()}
+    assert specs == {"kernel": P("fsdp", None), "history": P(None, "fsdp", None), "count": P()}
+
+
+def test_batches_divide_over_devices_and_micro_batches():
+    mesh = tiny.mesh(data=2, fsdp=2, tensor=2)
+    sharding.check_batch("train.batch_size", 8, mesh, accumulate=2)
+    with pytest.raises(UserError, match=r"config\.train\.batch_size: 12 rows .* multiple of 8"):
+        sharding.check_batch("train.batch_size", 12, mesh, accumulate=2)
+
+
+def test_rows_lie_on_data_and_fsdp():
+    rows = np.arange(16).reshape(8, 2)
+    placed = sharding.to_global({"tokens": rows}, tiny.mesh(data=2, fsdp=2, tensor=2))["tokens"]
+    np.testing.assert_array_equal(placed, rows)
+    assert {s.data.shape for s in placed.addressable_shards} == {(2, 2)}
+    assert isinstance(placed, jax.Array) and len(placed.sharding.device_set) == 8
