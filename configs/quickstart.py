@@ -2,7 +2,7 @@
 
     python -m pretrain.study --config=configs/quickstart.py --workdir=runs/quickstart
 
-Argument: nothing for the quick version, `full` for longer pretraining, more sizes and seeds (hours).
+Argument: nothing for the quick version, `full` for longer pretraining, more sizes and seeds: hours.
 """
 
 from ml_collections import ConfigDict
@@ -14,15 +14,14 @@ PACKAGES = "Classification: package (silver)"
 
 PLANS = {
     "quick": dict(
-        sizes=("micro", "tiny"),
-        scratch=("tiny",),
-        pretrain_steps=1600,
-        ner=((50, 80), (200, 100), (1000, 150)),  # labels, fine-tuning steps
-        packages=((100, 80), (1000, 160)),
+        pretrain={"micro": 4000, "tiny": 1200},  # steps: about equal times
+        scratch=("micro",),
+        ner=((50, 80), (200, 120), (1000, 200)),  # labels, fine-tuning steps
+        packages=((100, 80), (1000, 150)),
         seeds=3,
     ),
     "full": dict(
-        sizes=("micro", "tiny", "mini", "small"),
+        pretrain=dict.fromkeys(("micro", "tiny", "mini", "small"), 40_000),
         scratch=("micro", "tiny", "mini", "small"),
         pretrain_steps=40_000,
         ner=((50, 150), (200, 300), (1000, 600), (2700, 1000)),
@@ -35,6 +34,7 @@ SEQ = {NER: 32, PACKAGES: 64}  # longer texts go on in further windows
 ENCODER = {  # the same for every encoder, pretrained or not
     "tokenizer.source": "docstrings:corpus:train",
     "tokenizer.type": "bpe",
+    "tokenizer.vocab_size": 4096,
 }
 
 
@@ -42,7 +42,7 @@ def get_config(arg=None):
     arg = configs.parse_arg(arg, variant="quick")
     plan = configs.variant(PLANS, arg.variant)
     runs = []
-    for size in plan["sizes"]:
+    for size, steps in plan["pretrain"].items():
         runs.append(
             dict(
                 name=f"pretrain-{size}",
@@ -52,7 +52,7 @@ def get_config(arg=None):
                 overrides=ENCODER
                 | {
                     "train.batch_size": 16,
-                    "train.budget": f"{plan['pretrain_steps']} steps",
+                    "train.budget": f"{steps} steps",
                     "optimizer.lr": 3e-3,
                     "model.dropout": 0.0,
                     "model.attention_dropout": 0.0,
@@ -93,7 +93,7 @@ def test_slice(task):
 
 def encoders(plan, task, config, labels, steps, seed):
     """Every size, from its pretrained parameters and from scratch."""
-    for size in plan["sizes"]:
+    for size in plan["pretrain"]:
         for start in ("pretrained", "from scratch"):
             if start == "from scratch" and size not in plan["scratch"]:
                 continue

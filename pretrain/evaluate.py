@@ -12,7 +12,7 @@ from absl import flags
 
 from pretrain import cli, evaluators, sharding, tasks
 from pretrain.checkpoint import load_params
-from pretrain.data import cache, sources, store
+from pretrain.data import sources, store
 from pretrain.errors import UserError
 
 COLUMNS = ("format", "text", "label", "tokens", "tags", "document")
@@ -44,14 +44,14 @@ def load(
             found,
             task.encoder.tokenizer,
             seq_len=task.encoder.seq_len,
-            cache_dir=config.cache_dir or cache.cache_dir(),
+            cache_dir=tasks.cache_dir(config),
             packing=config.data.packing,
             key="--source",
         )
         task.splits["test"] = tasks.Split(rows, {"name": found.name})
     else:
         task.splits["test"] = tasks.encode_split(task.encoder, found, list(found), "--source")
-    mesh = sharding.make_mesh(dict(config.mesh))
+    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | {"data": -1})
     params, _ = load_params(workdir, mesh)
     evaluator = evaluators.create(task, "test", mesh, batch_size or config.evals.batch_size)
     return evaluator, params, found.name

@@ -103,18 +103,18 @@ def train_step(
 
     def mean_loss(params):  # the line search of a quasi-Newton method evaluates it elsewhere
         loss, weight, _ = objective.loss(params, batch, dropout_key)
-        return loss / jnp.maximum(weight, 1e-9) + objective.penalty(params)
+        return (loss + objective.penalty(params)) / jnp.maximum(weight, 1e-9)
 
     (loss_sum, (weight_sum, metrics)), grads = all_sums(state.params)
     scale = 1.0 / jnp.maximum(weight_sum, 1e-9)
     penalty, penalty_grads = jax.value_and_grad(lambda p: 0.0 + objective.penalty(p))(state.params)
-    grads = jax.tree.map(lambda g, p: g * scale + p, grads, penalty_grads)
+    grads = jax.tree.map(lambda g, p: (g + p) * scale, grads, penalty_grads)
     params, opt_state, scalars = optimizer.update(
         grads,
         state.opt_state,
         state.params,
         progress=progress,
-        value=loss_sum * scale + penalty,
+        value=(loss_sum + penalty) * scale,
         value_fn=mean_loss,
     )
     norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))

@@ -71,12 +71,17 @@ class Task:
         return float((real > 0).sum() / len(real))
 
 
+def cache_dir(config: Reader) -> pathlib.Path:
+    """Where tokenizers and token stores are kept."""
+    return pathlib.Path(config.cache_dir or cache.cache_dir()).expanduser()
+
+
 def build(config: Reader) -> Task:
     """Reads, tokenizes and encodes the data of ``config``, and makes its model and objective."""
-    where = pathlib.Path(config.cache_dir or cache.cache_dir()).expanduser()
+    where = cache_dir(config)
     if config.objective.name in LANGUAGE_MODELS:
         encoder, splits = _token_stores(config, where)
-        return Task(make_objective(config, encoder, 0), encoder, splits)
+        return Task(make_objective(config, encoder), encoder, splits)
     found = _examples(config)
     if config.model.name == "linear":
         encoder = _feature_encoder(config, found)
@@ -88,7 +93,8 @@ def build(config: Reader) -> Task:
     }
     train = splits["train"].dataset
     encoder.seq_len = encoder.seq_len or train[np.arange(1)]["features"].shape[1]
-    return Task(make_objective(config, encoder, _num_labels(train)), encoder, splits)
+    share = (config.train.batch_size or len(train)) / len(train)
+    return Task(make_objective(config, encoder, share), encoder, splits)
 
 
 def restore(workdir: pathlib.Path) -> tuple[Reader, Task]:
@@ -97,11 +103,11 @@ def restore(workdir: pathlib.Path) -> tuple[Reader, Task]:
         raise UserError(f"--workdir: no {CONFIG} in {workdir}; expected that of a training run")
     config = Reader(ConfigDict(read_json(workdir / CONFIG)))
     encoder = encoders.load(workdir)
-    return config, Task(make_objective(config, encoder, 0), encoder, {})
+    return config, Task(make_objective(config, encoder), encoder, {})
 
 
-def make_objective(config: Reader, encoder: Encoder, num_labels: int) -> Objective:
-    """The model of ``config`` with its loss; ``num_labels`` scales the penalty of ``C``."""
+def make_objective(config: Reader, encoder: Encoder, share: float = 1.0) -> Objective:
+    """The model of ``config`` with its loss; a batch is a ``share`` of the training set."""
     options, name = config.objective, config.objective.name
     num_classes = len(encoder.label_names)
     if config.model.name == "linear":
@@ -128,7 +134,7 @@ def make_objective(config: Reader, encoder: Encoder, num_labels: int) -> Objecti
         return CausalLM(model, options.chunk_size)
     _check(options, "objective.loss", LOSSES)
     kind = {"classify": Classification, "tag": Tagging}[name]
-    return kind(model, options.loss, options.C, num_labels if options.C else 0)
+    return kind(model, options.loss, options.C, share if options.C else 1.0)
 
 
 def _check(section: Reader, key: str, known: Iterable[str]) -> None:
@@ -263,9 +269,3 @@ def _feature_encoder(config: Reader, found: Found) -> encoders.FeatureEncoder:
     else:
         options["window"] = model.window
     return encoders.FeatureEncoder(task, _label_names(config, source, examples), **options)
-
-
-def _num_labels(dataset: Dataset) -> int:
-    """Labels trained on: words of a tagged split, else texts."""
-    rows = dataset[np.arange(len(dataset))]
-    return round(float(rows["label_mask" if "label_mask" in rows else "weights"].sum()))

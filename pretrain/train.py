@@ -49,7 +49,10 @@ class Interrupted(SystemExit):
 
 
 class Sigterm:
-    """While entered, SIGTERM only sets ``came``. (Handlers can be set in the main thread only.)"""
+    """While entered, SIGTERM only sets ``came``; a signal that nobody acted on comes again after.
+
+    Handlers can be set in the main thread only; elsewhere this does nothing.
+    """
 
     came = False
 
@@ -60,9 +63,11 @@ class Sigterm:
             self._before = None
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+            if self.came and kind is None:
+                signal.raise_signal(signal.SIGTERM)
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -260,23 +265,23 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             if split not in scores:
                 scores[split] = scores_on(params)
             monitor.finished(step, split, chosen, scores[split])
-    result = about | {
-        "train": {
-            "steps": step,
-            "tokens": int(counters.tokens),
-            "examples": int(counters.examples),
-            "flops": counters.examples * row_flops,
-            "seconds": counters.seconds,
-            "compile_seconds": compiled.compile_seconds,
-            "step_memory_bytes": compiled.memory_bytes,
-            "final_loss": counters.loss,
-        },
-        "scores": scores,
-        "selection": {"metric": best_metric or "loss", "step": chosen},
-        "latency_ms": record.latency(task, params),
-        "config_hash": configs.digest(config),
-    }
-    write_json(workdir / RESULT, result)
+        result = about | {
+            "train": {
+                "steps": step,
+                "tokens": int(counters.tokens),
+                "examples": int(counters.examples),
+                "flops": counters.examples * row_flops,
+                "seconds": counters.seconds,
+                "compile_seconds": compiled.compile_seconds,
+                "step_memory_bytes": compiled.memory_bytes,
+                "final_loss": counters.loss,
+            },
+            "scores": scores,
+            "selection": {"metric": best_metric or "loss", "step": chosen},
+            "latency_ms": record.latency(task, params),
+            "config_hash": configs.digest(config),
+        }
+        write_json(workdir / RESULT, result)
     return result
 
 

@@ -6,7 +6,13 @@ import pathlib
 from collections.abc import Callable
 
 # Compiling is what most of the tests' time goes into: do it fast rather than well.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+    ]
+)
 
 import jax
 import pytest

@@ -33,11 +33,11 @@ def causal(chunk_size: int = 1024, **overrides) -> CausalLM:
 
 def classification(num_classes: int = 3, pool: str = "first", **overrides) -> Classification:
     model = Classifier(transformer(**overrides), num_classes, pool, 0.0)
-    return Classification(model, "softmax", 0.0, 8)
+    return Classification(model, "softmax", 0.0, 1.0)
 
 
 def tagging(num_classes: int = 3, **overrides) -> Tagging:
-    return Tagging(Tagger(transformer(**overrides), num_classes, 0.0), "softmax", 0.0, 8)
+    return Tagging(Tagger(transformer(**overrides), num_classes, 0.0), "softmax", 0.0, 1.0)
 
 
 def adamw(**overrides):

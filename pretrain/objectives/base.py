@@ -30,7 +30,7 @@ class Objective(Protocol):
         """``(loss_sum, weight_sum, metrics)`` over the rows of ``batch``; ``key`` is of dropout."""
 
     def penalty(self, params: dict) -> jax.Array | float:
-        """Added to the mean loss; depends on the parameters alone."""
+        """Added to the *sum* of the losses of a batch; depends on the parameters alone."""
 
     def predict(self, params: dict, batch: Batch) -> jax.Array | Metrics:
         """Deterministic: metrics (language models) or log-probabilities (labelled tasks)."""

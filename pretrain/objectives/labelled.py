@@ -26,7 +26,8 @@ class Labelled:
     """Classification of rows (``labels [B]``) or tagging of positions (``labels [B, S]``).
 
     ``C`` is the inverse strength of an L2 penalty on the kernels, as in scikit-learn: it minimises
-    ``sum(loss) + |kernel|^2 / (2 C)`` over ``num_examples``, here divided by their number.
+    ``sum(loss) + |kernel|^2 / (2 C)`` over the training set. A batch that is only a ``share`` of it
+    gets that share of the penalty.
     """
 
     name: ClassVar[str]
@@ -34,7 +35,7 @@ class Labelled:
     model: nn.Module
     loss_name: str
     C: float
-    num_examples: int
+    share: float
 
     def init(self, key: jax.Array) -> dict:
         ids = jnp.ones((1, 8), jnp.int32)
@@ -65,7 +66,7 @@ class Labelled:
             return 0.0
         leaves = jax.tree_util.tree_leaves_with_path(params)
         kernels = [leaf for path, leaf in leaves if path[-1].key == "kernel"]
-        return sum(jnp.square(k).sum() for k in kernels) / (2.0 * self.C * self.num_examples)
+        return sum(jnp.square(k).sum() for k in kernels) * self.share / (2.0 * self.C)
 
     def predict(self, params: dict, batch: Batch) -> jax.Array:
         """Log-probabilities ``[B, (S,) C]``; for the hinge, of the softmax of the margins."""

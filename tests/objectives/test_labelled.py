@@ -39,7 +39,7 @@ def linear_batch(rows=24, classes=3):
 
 def test_rows_weigh_what_their_weights_say():
     batch = linear_batch()
-    objective = Classification(HashedLinear(6, 3), "softmax", 0.0, 24)
+    objective = Classification(HashedLinear(6, 3), "softmax", 0.0, 0.5)
     kernel = RNG.normal(size=(6, 3)).astype(np.float32)
     params = {"kernel": kernel, "bias": np.zeros(3, np.float32)}
     loss, weight, metrics = objective.loss(params, batch, jax.random.key(0))
@@ -69,11 +69,11 @@ def test_penalty_is_scikit_learns():
     """sum(loss) + |kernel|^2 / (2 C), divided by the number of examples; biases are free."""
     kernel = RNG.normal(size=(6, 3)).astype(np.float32)
     params = {"kernel": kernel, "bias": np.full(3, 100.0)}
-    objective = Classification(HashedLinear(6, 3), "softmax", 4.0, 24)
-    assert float(objective.penalty(params)) == pytest.approx((kernel**2).sum() / (2 * 4.0 * 24))
+    objective = Classification(HashedLinear(6, 3), "softmax", 4.0, 0.5)
+    assert float(objective.penalty(params)) == pytest.approx((kernel**2).sum() / (2 * 4.0) * 0.5)
     nested = {"trunk": {"embedding": np.ones(5), "in": {"kernel": kernel, "bias": np.ones(3)}}}
-    assert float(objective.penalty(nested)) == pytest.approx((kernel**2).sum() / (2 * 4.0 * 24))
-    assert Classification(HashedLinear(6, 3), "softmax", 0.0, 24).penalty(params) == 0
+    assert float(objective.penalty(nested)) == pytest.approx((kernel**2).sum() / (2 * 4.0) * 0.5)
+    assert Classification(HashedLinear(6, 3), "softmax", 0.0, 0.5).penalty(params) == 0
 
 
 def test_minimum_of_the_hinge_is_the_linear_svm():
@@ -81,13 +81,13 @@ def test_minimum_of_the_hinge_is_the_linear_svm():
     batch = linear_batch(60)
     batch["weights"][:] = 1
     batch["labels"][::7] = (batch["labels"][::7] + 1) % 3  # not separable
-    objective = Classification(HashedLinear(6, 3), "squared_hinge", 0.5, 60)
+    objective = Classification(HashedLinear(6, 3), "squared_hinge", 0.5, 1.0)
     optimizer = optim.create("lbfgs", memory=10, tolerance=1e-5)
     params = {"kernel": jnp.zeros((6, 3)), "bias": jnp.zeros(3)}
 
     def mean_loss(params):
         loss, weight, _ = objective.loss(params, batch, jax.random.key(0))
-        return loss / weight + objective.penalty(params)
+        return (loss + objective.penalty(params)) / weight
 
     @jax.jit
     def step(params, state):

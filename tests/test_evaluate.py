@@ -1,0 +1,102 @@
+"""Scores of finished runs, on their own and on other data, and what they predicted."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from sklearn.metrics import accuracy_score
+from sklearn.metrics import f1_score as macro_f1
+
+from pretrain import evaluate, evaluators
+from pretrain.errors import UserError
+from pretrain.files import read_json, read_jsonl
+from tests import small_runs
+
+
+def test_scores_are_those_that_training_ended_with(small_run):
+    for name, arg, split in (
+        ("bert", "tiny,seq=32", "validation"),
+        ("linear", "lr", "test"),
+        ("linear", "ner", "test"),
+    ):
+        workdir = small_run(name, arg)
+        want = read_json(workdir / "result.json")["scores"][split]
+        assert evaluate.evaluate(workdir) == pytest.approx(want, rel=1e-5)
+
+
+def test_other_sources_in_other_columns(small_run, tmp_path):
+    """One right and one wrong label, in a file of another format."""
+    other = tmp_path / "other.jsonl"
+    other.write_text(
+        '{"words": "the cat and dog", "kind": "animals"}\n{"words": "a horse", "kind": "plants"}\n'
+    )
+    columns = {"text": "words", "label": "kind"}
+    scores = evaluate.evaluate(small_run("linear", "lr"), str(other), columns=columns)
+    assert scores["accuracy"] == 0.5
+    with pytest.raises(UserError, match=r"other\.jsonl:1: no column '0'"):
+        evaluate.evaluate(small_run("linear", "lr"), str(other))
+    unknown = tmp_path / "unknown.tsv"
+    unknown.write_text("a rock\tminerals\n")
+    with pytest.raises(UserError, match="--source: example 0 has the label 'minerals'"):
+        evaluate.evaluate(small_run("linear", "lr"), str(unknown))
+    with pytest.raises(UserError, match=r"--source=.*none\.tsv: no such file"):
+        evaluate.evaluate(small_run("linear", "lr"), str(tmp_path / "none.tsv"))
+
+
+def test_a_run_of_many_devices_is_evaluated_on_those_there_are(small_run, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.symlink_to(small_run("linear", "lr"))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for entry in workdir.iterdir():
+        (moved / entry.name).symlink_to(entry.resolve())
+    config = read_json(moved / "config.json")
+    (moved / "config.json").unlink()
+    (moved / "config.json").write_text(json.dumps(config | {"mesh": {"data": 64, "fsdp": 4}}))
+    assert evaluate.evaluate(moved) == evaluate.evaluate(workdir)
+
+
+def test_a_run_without_data_to_evaluate_on(small_run, tmp_path):
+    for entry in small_run("linear", "lr").iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    config = read_json(tmp_path / "config.json")
+    config["data"] |= {"test": "", "validation": ""}
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"--source: the run has no data\.test"):
+        evaluate.evaluate(tmp_path)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "pretrain.evaluate", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=small_runs.ROOT,
+        timeout=120,
+    )
+
+
+def test_predictions_are_written_once(small_run, small_data, tmp_path):
+    """The scores follow from them, and an existing file is not overwritten."""
+    workdir = f"--workdir={small_run('linear', 'lr')}"
+    out = tmp_path / "predictions.jsonl"
+    done = command(workdir, f"--predictions={out}", f"--source={small_data / 'train.tsv'}")
+    assert done.returncode == 0, done.stderr
+    scores, records = json.loads(done.stdout), read_jsonl(out)
+    gold, predicted = [r["label"] for r in records], [r["prediction"] for r in records]
+    assert len(records) == 60
+    assert scores["accuracy"] == pytest.approx(accuracy_score(gold, predicted))
+    assert scores["macro_f1"] == pytest.approx(macro_f1(gold, predicted, average="macro"))
+    assert scores["source"].endswith("train.tsv")
+    before = out.read_bytes()
+    again = command(workdir, f"--predictions={out}")
+    assert again.returncode == 1 and out.read_bytes() == before
+    assert again.stderr == f"error: --predictions: {out} exists; expected a new file\n"
+
+
+def test_language_models_predict_no_labels(small_run):
+    evaluator, *_ = evaluate.load(small_run("bert", "tiny,seq=32"))
+    assert isinstance(evaluator, evaluators.LanguageModelScores)
+    assert not hasattr(evaluator, "predictions")

@@ -1,0 +1,67 @@
+"""Raw text through finished runs."""
+
+import jax
+import numpy as np
+import pytest
+
+from pretrain import tasks
+from pretrain.checkpoint import load_params
+from pretrain.errors import UserError
+from pretrain.predict import predict
+from tests import tiny
+
+SEQ = "tiny,seq=32"
+
+
+def test_a_classifier_gives_probabilities(small_run):
+    texts = ["the cat and dog", "an oak near a rose", ""]
+    records = list(predict(small_run("linear", "lr"), texts))
+    assert [r["text"] for r in records] == texts
+    assert [r["prediction"] for r in records[:2]] == ["animals", "plants"]
+    for record in records:
+        assert sum(record["probabilities"].values()) == pytest.approx(1)
+        assert record["prediction"] == max(record["probabilities"], key=record["probabilities"].get)
+
+
+def test_a_tagger_gives_entities_of_words(small_run):
+    """Spaces and punctuation separate words; a text may have none."""
+    texts = ["Ada sees Oslo.", "", "from Grace, near Lima"]
+    first, empty, last = predict(small_run("linear", "ner"), texts)
+    assert first["tokens"] == ["Ada", "sees", "Oslo", "."]
+    assert first["prediction"] == ["B-PER", "O", "B-LOC", "O"]
+    assert first["spans"][0] == {"type": "PER", "start": 0, "end": 1, "text": ["Ada"]}
+    assert empty["tokens"] == empty["prediction"] == empty["spans"] == []
+    assert [s["text"] for s in last["spans"]] == [["Grace"], ["Lima"]]
+
+
+def test_a_masked_language_model_fills_masks(small_run):
+    """With the probabilities of the whole row's forward pass."""
+    workdir = small_run("bert", SEQ)
+    (record,) = predict(workdir, ["the [MASK] and [MASK]"], top=3)
+    _, task = tasks.restore(workdir)
+    pieces, model = task.encoder.tokenizer, task.objective.model
+    ids = [2, *pieces.encode("the "), 4, *pieces.encode(" and "), 4, 3]
+    params, _ = load_params(workdir, tiny.mesh())
+    hidden = model.apply({"params": params}, np.array([ids]))
+    logits = model.apply({"params": params}, hidden, method="logits")[0]
+    probabilities = np.asarray(jax.nn.softmax(logits))
+    assert len(record["masks"]) == 2
+    for candidates, place in zip(record["masks"], (ids.index(4), len(ids) - 2), strict=True):
+        best = np.sort(probabilities[place])[::-1][:3]
+        assert [c["probability"] for c in candidates] == pytest.approx(best.tolist(), rel=1e-3)
+        top = pieces.decode([int(probabilities[place].argmax())])
+        assert candidates[0]["piece"] == top
+    with pytest.raises(UserError, match=r"text: no \[MASK\] in 'the cat'"):
+        list(predict(workdir, ["the cat"]))
+    with pytest.raises(UserError, match="tokens, expected at most the 32 of a row"):
+        list(predict(workdir, ["[MASK] " + "cat " * 40]))
+
+
+def test_a_causal_model_continues_a_text(small_run):
+    """The same seed, the same text; also behind a text that is longer than a row."""
+    workdir = small_run("gpt", SEQ)
+    first, longer = predict(workdir, ["the cat", "the cat " * 30], tokens=5)
+    again, _ = predict(workdir, ["the cat", "x"], tokens=5)
+    (other,) = predict(workdir, ["the cat"], tokens=5, seed=1)
+    assert first == again and first["continuation"] and longer["continuation"]
+    assert other["continuation"] != first["continuation"]
