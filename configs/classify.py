@@ -1,4 +1,4 @@
-"""Text classification with an encoder: fine-tuned from `init_from`, or from scratch.
+r"""Text classification with an encoder: fine-tuned from `init_from`, or from scratch.
 
 Argument: the size of a model trained from scratch (see bert.py), `modern`, `seq`.
 

@@ -75,6 +75,12 @@ class Checkpointer:
         state = TrainState(params=restored["params"], **restored["rest"])
         return state, restored["meta"]
 
+    def discard_after(self, step: int) -> None:
+        """Deletes later steps: a run that goes on from ``step`` makes them again."""
+        for later in self._manager.all_steps():
+            if later > step:
+                self._manager.delete(later)
+
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
         self._manager.wait_until_finished()

@@ -44,6 +44,9 @@ def main(function: Callable[..., object], doc: str, positional: bool = False) ->
                 function()
         except UserError as error:
             _fail(error)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from the last checkpoint", flush=True)
+            sys.exit(130)
 
     sys.modules["__main__"].__doc__ = doc
     app.run(guarded, flags_parser=_parse)

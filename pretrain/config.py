@@ -63,7 +63,8 @@ OBJECTIVES = {
         chunk_size=1024,  # positions whose logits exist at a time
     ),
     "classify": dict(
-        pool="first",  # "first" | "last" | "mean" | "pooler" (tanh dense on the first, BERT)
+        pool="",  # "first" | "last" | "mean" | "pooler" (tanh dense on the first, BERT);
+        # "": first for an encoder, last for a causal model
         head_dropout=0.1,
         loss="softmax",  # "softmax" cross-entropy, or "squared_hinge" (one-vs-rest linear SVM)
         C=0.0,  # inverse L2 penalty on the kernels as in scikit-learn; 0: none

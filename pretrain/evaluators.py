@@ -62,6 +62,9 @@ class LanguageModelScores:
 
     def __init__(self, run: Batches):
         self._run = run
+        causal = run.objective.name == "causal"
+        special = ("accuracy", "bits_per_byte") if causal else ("masked_accuracy",)
+        self.names = ("loss", "perplexity", *special)
 
     def __call__(self, params: dict) -> Scores:
         totals, rows = {}, 0.0
@@ -80,6 +83,8 @@ class LanguageModelScores:
 
 class ClassificationScores:
     """Accuracy, macro-F1 and Matthews correlation over documents; windows are averaged."""
+
+    names = ("accuracy", "macro_f1", "mcc")
 
     def __init__(self, run: Batches, label_names: list[str]):
         self._run, self._names = run, label_names
@@ -110,6 +115,8 @@ class ClassificationScores:
 class EntityScores:
     """Entity precision, recall and F1, micro-averaged and for each type."""
 
+    names = ("f1", "precision", "recall")
+
     def __init__(self, run: Batches, label_names: list[str]):
         self._run, self._names = run, label_names
 
@@ -132,17 +139,22 @@ class EntityScores:
             yield example | {"prediction": tags, "spans": found}
 
 
+def check_metric(metric: str, evaluator: LanguageModelScores | ClassificationScores | EntityScores):
+    """`UserError` unless ``config.checkpoint.best`` names a score of the evaluator."""
+    if metric.split("/")[0] not in evaluator.names:
+        raise UserError(
+            f"config.checkpoint.best: found {metric!r}, expected one of "
+            f"{', '.join(evaluator.names)}"
+        )
+
+
 def improves(metric: str, scores: Scores, best: float) -> bool:
     """Whether ``scores[metric]`` beats the best so far (nan: none yet).
 
     Losses, perplexities and bits per byte should be low, everything else high. A score that is not
-    a number beats nothing. An unknown metric is a `UserError`.
+    a number, or of an entity type that does not occur, beats nothing.
     """
-    if metric not in scores:
-        raise UserError(
-            f"config.checkpoint.best: no score {metric!r}, expected one of {', '.join(scores)}"
-        )
-    new = scores[metric]
+    new = scores.get(metric, math.nan)
     if math.isnan(new) or math.isnan(best):
         return not math.isnan(new)
     lower = metric in ("loss", "perplexity", "bits_per_byte")

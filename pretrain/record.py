@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import resource
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pretrain import sharding, state
 from pretrain.config import Reader
+from pretrain.data import docstrings
 from pretrain.tasks import Task
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
@@ -30,8 +32,16 @@ def describe(task: Task, params: dict[str, int], config: Reader) -> dict[str, An
         "init_from": config.init_from or None,
         "seed": config.seed,
         "data": data | {"unigram_entropy": data["train"].get("unigram_entropy")},
-        "environment": environment(),
+        "environment": environment() | embedded_data(task),
     }
+
+
+def embedded_data(task: Task) -> dict[str, Any]:
+    """Where the text of docstrings came from: versions of packages and a hash of all content."""
+    if not any(part.about["name"].startswith("docstrings:") for part in task.splits.values()):
+        return {}
+    about = {"content_hash": docstrings.content_hash(), "versions": docstrings.versions()}
+    return {"docstrings": about}
 
 
 def environment() -> dict[str, Any]:
@@ -46,6 +56,12 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held so far, on the host."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else 1024 * peak
 
 
 def latency(task: Task, params: Any) -> dict[str, Any] | None:

@@ -308,8 +308,26 @@ def _method(labelled: Sequence[Task], rows: Sequence[Row], notes: Sequence[str])
     items = [
         *notes,
         "Intervals are 95 % Student t over seeds. They cover the choice of the labelled sample and "
-        "the randomness of training, not the choice of the test set.",
+        "the randomness of training on it, not the choice of the test set.",
     ]
+    if any(row.get("init_from") for row in rows):
+        items.append(
+            "Each pretraining ran once and all seeds start from it: the intervals of pretrained "
+            "models leave out its randomness."
+        )
+    held_out = {r.get("data.validation.examples") for r in rows if r.get("selection.metric")}
+    held_out = {count for count in held_out if count}
+    if held_out:
+        items.append(
+            f"Encoders keep their best step by a validation set of {max(held_out):,} further "
+            f"labelled examples at most, which do not count among the labels. Linear models have "
+            f"no use for it."
+        )
+    if peak := max((r.get("train.peak_rss_bytes") or 0 for r in rows), default=0):
+        items.append(
+            f"Step memory is what the compiled train step needs: parameters, optimizer state, "
+            f"batch and temporaries. The whole process held at most {peak / 2**30:.1f} GiB."
+        )
     if count:
         items.append(
             f"The tables hold {plural(count, 'paired interval')}, not corrected for their number: "

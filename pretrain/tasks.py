@@ -92,7 +92,8 @@ def build(config: Reader) -> Task:
         for split, (source, examples) in found.items()
     }
     train = splits["train"].dataset
-    encoder.seq_len = encoder.seq_len or train[np.arange(1)]["features"].shape[1]
+    if not encoder.seq_len:  # of linear models: features of a row, of all its words
+        encoder.seq_len = int(np.prod(train[np.arange(1)]["features"].shape[1:]))
     share = (config.train.batch_size or len(train)) / len(train)
     return Task(make_objective(config, encoder, share), encoder, splits)
 
@@ -120,8 +121,14 @@ def make_objective(config: Reader, encoder: Encoder, share: float = 1.0) -> Obje
                 "expected true for causal and false for mlm"
             )
         if name == "classify":
-            _check(options, "objective.pool", POOLS)
-            model = Classifier(trunk, num_classes, options.pool, options.head_dropout)
+            _check(options, "objective.pool", ("", *POOLS))
+            pool = options.pool or ("last" if trunk.causal else "first")
+            if trunk.causal and pool in ("first", "pooler"):
+                raise UserError(
+                    f"config.objective.pool: found {pool!r} with a causal model, whose first "
+                    "position sees nothing of the text; expected last or mean"
+                )
+            model = Classifier(trunk, num_classes, pool, options.head_dropout)
         elif name == "tag":
             model = Tagger(trunk, num_classes, options.head_dropout)
         else:

@@ -1,4 +1,4 @@
-"""Trains one model: config -> data -> mesh -> state -> loop.
+r"""Trains one model: config -> data -> mesh -> state -> loop.
 
     python -m pretrain.train --config=configs/bert.py:tiny --workdir=runs/bert-tiny
     python -m pretrain.train --config=configs/ner.py --config.init_from=runs/bert-tiny \
@@ -8,6 +8,7 @@ Any key of the config can be set on the command line: --config.optimizer.lr=5e-4
 run again continues an interrupted run, exactly; a finished one is only reported.
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -80,6 +81,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
                 f"config.init_from: no {CONFIG} in {config.init_from!r}; "
                 "expected the workdir of a training run"
             )
+        if not (file.parent / RESULT).is_file():
+            raise UserError(f"config.init_from: {config.init_from} has not finished; run it again")
         source = read_json(file)["model"]
         if source["name"] != config.model.name:
             raise UserError(
@@ -94,6 +97,11 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Makes the workdir this run's own; `UserError` if it holds another run."""
     file, ours = workdir / CONFIG, config.to_dict()
     if not file.is_file():
+        if any((workdir / name).exists() for name in (LAST, BEST, RESULT)):
+            raise UserError(
+                f"--workdir: {workdir} holds checkpoints or a result but no {CONFIG}; "
+                "expected a new workdir"
+            )
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(file, ours)
     elif changed := configs.differences(read_json(file), ours):
@@ -145,12 +153,19 @@ def batches(
 
 
 def start(
-    task: tasks.Task, optimizer: Any, mesh: Mesh, key: jax.Array, init_from: str, last: Checkpointer
+    task: tasks.Task,
+    optimizer: Any,
+    mesh: Mesh,
+    key: jax.Array,
+    init_from: str,
+    workdir: pathlib.Path,
 ) -> tuple[state.TrainState, Counters]:
     """Where an earlier attempt came to, else the parameters of ``init_from``, else fresh ones."""
-    if last.latest_step() is not None:
-        train_state, meta = last.restore(state.abstract(task.objective, optimizer, mesh))
-        return train_state, Counters(**meta)
+    if (workdir / LAST).is_dir():
+        with contextlib.closing(Checkpointer(workdir / LAST)) as last:
+            if last.latest_step() is not None:
+                train_state, meta = last.restore(state.abstract(task.objective, optimizer, mesh))
+                return train_state, Counters(**meta)
     train_state = state.sharded_init(task.objective, optimizer, mesh, key)
     if init_from:
         source, _ = load_params(init_from, mesh)
@@ -161,6 +176,8 @@ def start(
 
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     """Runs or continues one training run; returns what it wrote to ``workdir/result.json``."""
+    if jax.process_count() > 1:
+        raise UserError(f"found {jax.process_count()} JAX processes; training expects one")
     workdir = pathlib.Path(workdir)
     config = resolve(config)
     if (workdir / CONFIG).is_file():
@@ -188,14 +205,18 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         if split in task.splits
     }
     best_metric = read.checkpoint.best if "validation" in scores_of else ""
+    if best_metric:
+        evaluators.check_metric(best_metric, scores_of["validation"])
+    init_key, step_key = jax.random.split(jax.random.key(read.seed))
+    train_state, counters = start(task, optimizer, mesh, init_key, read.init_from, workdir)
+    step = int(train_state.step)
     claim(workdir, config)
     task.encoder.save(workdir)
 
     last = Checkpointer(workdir / LAST, read.checkpoint.keep)
     best = Checkpointer(workdir / BEST) if best_metric else None
-    init_key, step_key = jax.random.split(jax.random.key(read.seed))
-    train_state, counters = start(task, optimizer, mesh, init_key, read.init_from, last)
-    step = int(train_state.step)
+    if best is not None:
+        best.discard_after(step)
     if step:
         print(f"continuing {workdir} at step {step}", flush=True)
     about = record.describe(task, state.count_params(train_state.params), read)
@@ -213,7 +234,12 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     evaluation_due = Periodic(evaluate_every, step, counters.seconds)
     save_due = Periodic(save_every, step, counters.seconds)
     progress, scores = budget.progress(step, counters.seconds), {}
-    with Monitor(workdir, counters, budget, log_every, step) as monitor, Sigterm() as sigterm:
+    with (
+        contextlib.closing(last),
+        contextlib.closing(best) if best is not None else contextlib.nullcontext(),
+        Monitor(workdir, counters, budget, log_every, step) as monitor,
+        Sigterm() as sigterm,
+    ):
         while progress < 1.0:
             started = time.perf_counter()
             spent = jax.device_put(np.float32(progress), replicated)
@@ -226,15 +252,14 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             monitor.stepped(step, metrics)
             batch, tokens = next(feed)
             progress = budget.progress(step, counters.seconds)
-            if progress == 1.0 or sigterm.came:
+            evaluate = evaluation_due.due(step, counters.seconds)
+            if evaluate or progress == 1.0 or sigterm.came:
                 monitor.flush()
             counters.seconds += time.perf_counter() - started
             if monitor.converged:
                 progress = 1.0
 
-            if scores_of.get("validation") and (
-                evaluation_due.due(step, counters.seconds) or progress == 1.0
-            ):
+            if "validation" in scores_of and (evaluate or progress == 1.0):
                 scores = {"validation": scores_of["validation"](train_state.params)}
                 monitor.evaluated(step, scores["validation"])
                 if best is not None and evaluators.improves(
@@ -250,17 +275,15 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                     best.wait()  # what is saved below names its step
                 last.save(train_state, dataclasses.asdict(counters))
             if stopped:
-                last.close()
+                last.wait()
                 raise Interrupted(f"SIGTERM: saved at step {step}; the same command goes on")
-        last.close()
 
         # What the run stands for: the best step by validation, else the last.
         params, chosen = train_state.params, step
-        if best is not None:
-            best.close()
-            if counters.best_step != step:
-                params, chosen = load_params(workdir, mesh)
-                scores = {}
+        if best is not None and counters.best_step != step:
+            best.wait()
+            params, chosen = load_params(workdir, mesh)
+            scores = {}
         for split, scores_on in scores_of.items():
             if split not in scores:
                 scores[split] = scores_on(params)
@@ -274,6 +297,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                 "seconds": counters.seconds,
                 "compile_seconds": compiled.compile_seconds,
                 "step_memory_bytes": compiled.memory_bytes,
+                "peak_rss_bytes": record.peak_rss_bytes(),
                 "final_loss": counters.loss,
             },
             "scores": scores,
@@ -281,15 +305,19 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             "latency_ms": record.latency(task, params),
             "config_hash": configs.digest(config),
         }
+        last.wait()  # a result says that all is on disk
         write_json(workdir / RESULT, result)
     return result
 
 
 def main() -> None:
+    if "runs" in flags.FLAGS.config:
+        raise UserError("--config: this is a study; run it with python -m pretrain.study")
     train(flags.FLAGS.config, flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":
     cli.define_config_flags()
+    flags.adopt_module_key_flags(cli)  # so that --help shows them
     flags.mark_flags_as_required(["config", "workdir"])
     cli.main(main, __doc__)

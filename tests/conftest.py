@@ -1,4 +1,4 @@
-"""Every test sees 8 CPU devices, strict types and shapes, and a cache of its own."""
+"""Every test sees 8 CPU devices and no implicit rank promotion."""
 
 import functools
 import os

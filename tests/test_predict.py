@@ -4,13 +4,34 @@ import jax
 import numpy as np
 import pytest
 
-from pretrain import tasks
-from pretrain.checkpoint import load_params
+from pretrain import config as configs
+from pretrain import optim, state, tasks
+from pretrain.checkpoint import LAST, Checkpointer, load_params
 from pretrain.errors import UserError
+from pretrain.files import write_json
 from pretrain.predict import predict
-from tests import tiny
+from tests import small_runs, tiny
 
-SEQ = "tiny,seq=32"
+
+@pytest.fixture(scope="module")
+def untrained(small_data, tmp_path_factory):
+    """``name`` of a config -> workdir of a language model with its initial parameters."""
+
+    def make(name):
+        workdir = tmp_path_factory.mktemp(name)
+        config = small_runs.config(name, small_data, "tiny,seq=32", model__init_std=0.5)
+        task = tasks.build(configs.Reader(config))
+        task.encoder.save(workdir)
+        write_json(workdir / tasks.CONFIG, config.to_dict())
+        initial = state.sharded_init(
+            task.objective, optim.create(**config.optimizer), tiny.mesh(), jax.random.key(0)
+        )
+        checkpointer = Checkpointer(workdir / LAST)
+        checkpointer.save(initial, {})
+        checkpointer.close()
+        return workdir
+
+    return make
 
 
 def test_a_classifier_gives_probabilities(small_run):
@@ -34,9 +55,9 @@ def test_a_tagger_gives_entities_of_words(small_run):
     assert [s["text"] for s in last["spans"]] == [["Grace"], ["Lima"]]
 
 
-def test_a_masked_language_model_fills_masks(small_run):
+def test_a_masked_language_model_fills_masks(untrained):
     """With the probabilities of the whole row's forward pass."""
-    workdir = small_run("bert", SEQ)
+    workdir = untrained("bert")
     (record,) = predict(workdir, ["the [MASK] and [MASK]"], top=3)
     _, task = tasks.restore(workdir)
     pieces, model = task.encoder.tokenizer, task.objective.model
@@ -57,9 +78,9 @@ def test_a_masked_language_model_fills_masks(small_run):
         list(predict(workdir, ["[MASK] " + "cat " * 40]))
 
 
-def test_a_causal_model_continues_a_text(small_run):
+def test_a_causal_model_continues_a_text(untrained):
     """The same seed, the same text; also behind a text that is longer than a row."""
-    workdir = small_run("gpt", SEQ)
+    workdir = untrained("gpt")
     first, longer = predict(workdir, ["the cat", "the cat " * 30], tokens=5)
     again, _ = predict(workdir, ["the cat", "x"], tokens=5)
     (other,) = predict(workdir, ["the cat"], tokens=5, seed=1)

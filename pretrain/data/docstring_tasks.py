@@ -89,6 +89,14 @@ def package_text(docstring: str) -> str | None:
     return text if len(text) >= MIN_PACKAGE_CHARACTERS else None
 
 
+def plain(docstring: str) -> str:
+    """A docstring with its cross-references as a reader sees them, without role markup.
+
+    Pretraining text must not hold the markup: it is what the labels of `role_examples` are made of.
+    """
+    return _ROLE.sub(lambda match: _shown(match[2]), docstring)
+
+
 def role_examples(docstring: str) -> list[tuple[list[str], list[str]]]:
     """The sentences of a docstring with typed cross-references, as words and IOB2 tags.
 

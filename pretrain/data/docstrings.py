@@ -194,8 +194,10 @@ def _assign_splits(sizes: dict[tuple[str, str], int]) -> dict[tuple[str, str], s
 def _subsets(docstrings: list[Docstring]) -> dict[str, list[dict]]:
     """The examples of every "subset-split", in a fixed order."""
     made = {
-        "corpus-train": [{"text": doc.text} for doc in docstrings if doc.split == "train"],
-        "corpus-validation": [{"text": doc.text} for doc in docstrings if doc.split == "held out"],
+        name: [
+            {"text": docstring_tasks.plain(doc.text)} for doc in docstrings if doc.split == split
+        ]
+        for name, split in (("corpus-train", "train"), ("corpus-validation", "held out"))
     }
     for subset, examples in (
         ("package", _package_examples(docstrings)),

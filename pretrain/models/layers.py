@@ -121,7 +121,7 @@ class Embed(nn.Module):
         )
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding.astype(self.dtype), ids, axis=0)
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
 
 
 def mix(word: jax.Array) -> jax.Array:
@@ -140,8 +140,14 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0.0:
         return x
     seed = jax.random.bits(key, (2,), jnp.uint32)
-    index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-    bits = mix((index * jnp.uint32(0x9E3779B9) + seed[0]) ^ seed[1])
+    # One hash of the row's place in the leading dimension, one of the element's place in its row:
+    # neither index leaves 32 bits, and a sharded dimension stays an iota.
+    row = jax.lax.broadcasted_iota(jnp.uint32, (x.shape[0],) + (1,) * (x.ndim - 1), 0)
+    index = jnp.zeros((1,) * x.ndim, jnp.uint32)
+    for axis in range(1, x.ndim):
+        index = index * jnp.uint32(x.shape[axis])
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, (1, *x.shape[1:]), axis)
+    bits = mix((index * jnp.uint32(0x9E3779B9)) ^ mix(row + seed[0]) ^ seed[1])
     keep = bits >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))
 
