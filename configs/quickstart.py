@@ -2,7 +2,8 @@
 
     python -m pretrain.study --config=configs/quickstart.py --workdir=runs/quickstart
 
-Argument: nothing for the quick version, `full` for longer pretraining, more sizes and seeds: hours.
+Argument: nothing for the quick version with one size of encoder; `full` for longer pretraining,
+four sizes and more seeds: hours.
 """
 
 from ml_collections import ConfigDict
@@ -14,10 +15,10 @@ PACKAGES = "Classification: package (silver)"
 
 PLANS = {
     "quick": dict(
-        pretrain={"micro": 4000, "tiny": 1200},  # steps: about equal times
+        pretrain={"micro": 4500},  # steps
         scratch=("micro",),
         ner=((50, 80), (200, 120), (1000, 200)),  # labels, fine-tuning steps
-        packages=((100, 80), (1000, 150)),
+        packages=((100, 80), (300, 100), (1000, 150)),
         seeds=3,
     ),
     "full": dict(
@@ -56,8 +57,8 @@ def get_config(arg=None):
                     "optimizer.lr": 3e-3,
                     "model.dropout": 0.0,
                     "model.attention_dropout": 0.0,
-                    "evals.every": "10%",
-                    "evals.batches": 30,
+                    "evals.every": "20%",
+                    "evals.batches": 10,
                 },
             )
         )

@@ -100,6 +100,8 @@ def check_batch(key: str, batch_size: int, mesh: Mesh, accumulate: int = 1) -> N
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process's rows of a batch where `batch_sharding` says."""
+    if jax.process_count() == 1:
+        return jax.device_put(batch, batch_sharding(mesh))
     return {
         name: jax.make_array_from_process_local_data(batch_sharding(mesh), rows)
         for name, rows in batch.items()

@@ -215,3 +215,11 @@ def test_versions_are_those_of_the_runtime_dependencies():
     assert not {"pretrain", "pytest", "scikit-learn", "ruff"} & set(versions)
     packages = {package for package, _, _ in docstrings._files()}
     assert set(docstring_tasks.PACKAGE_NAMES) | docstrings.HELD_OUT_PACKAGES <= packages
+
+
+def test_pretraining_text_has_no_role_markup():
+    """The labels of the role task are made of it."""
+    text = "Calls :func:`~os.path.join` of :mod:`os <os.path>`, not :py:class:`a.B`; ``x:`y```."
+    plain = docstring_tasks.plain(text)
+    assert plain.startswith("Calls join of os, not a.B;")
+    assert not docstring_tasks._ROLE.search(plain)

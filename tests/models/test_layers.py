@@ -151,6 +151,8 @@ def test_dropout_masks_are_independent(kept):
     assert correlation(mask[0], mask[1]) < bound and correlation(mask[2], mask[3]) < bound
     for lag in (*range(1, 33), 64, 128, 256, 512, 768, 1024, 4096):
         assert correlation(mask[:, lag:], mask[:, :-lag]) < bound, f"lag {lag}"
+        assert correlation(mask[0, lag:], mask[1, :-lag]) < bound, f"lag {lag} and a row"
+        assert correlation(mask[1, lag:], mask[0, :-lag]) < bound, f"lag {lag} and a row"
 
 
 def test_dropout_preserves_the_mean_and_scales_what_it_keeps():

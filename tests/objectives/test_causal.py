@@ -20,14 +20,18 @@ def params():
 
 
 def test_labels_stay_in_the_document():
-    labels, weights = jax.device_get(next_tokens(BATCH))
-    for row, segments in enumerate(BATCH["segment_ids"]):
+    """Also in a row that is one document from end to end."""
+    batch = dict(BATCH, segment_ids=BATCH["segment_ids"].copy())
+    batch["segment_ids"][3] = 1
+    labels, weights = jax.device_get(next_tokens(batch))
+    for row, segments in enumerate(batch["segment_ids"]):
         for place in range(len(segments)):
             inside = place + 1 < len(segments) and segments[place] == segments[place + 1] > 0
             assert weights[row, place] == inside
             if inside:
-                assert labels[row, place] == BATCH["tokens"][row, place + 1]
-    assert 0 < weights.sum() == (BATCH["segment_ids"] > 0).sum() - 16  # two documents a row
+                assert labels[row, place] == batch["tokens"][row, place + 1]
+    documents = 2 * 7 + 1
+    assert 0 < weights.sum() == (batch["segment_ids"] > 0).sum() - documents
 
 
 @functools.cache
