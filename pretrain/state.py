@@ -5,7 +5,6 @@ shapes), so that runs in one process that differ only in data, seed or length co
 """
 
 import functools
-import time
 from typing import Any, NamedTuple
 
 import flax
@@ -128,7 +127,6 @@ class CompiledStep(NamedTuple):
     """An executable train step and what compiling it told."""
 
     run: Any  # (state, batch, key, progress) -> (state, metrics); the state is donated
-    compile_seconds: float
     memory_bytes: int  # per device: arguments and temporaries
 
 
@@ -149,12 +147,11 @@ def compile_train_step(
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated)
     progress = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
-    start = time.perf_counter()
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATION_RULES):
         compiled = step.lower(state, batch, key, progress).compile()
     memory = compiled.memory_analysis()
     memory_bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    return CompiledStep(compiled, time.perf_counter() - start, memory_bytes)
+    return CompiledStep(compiled, memory_bytes)
 
 
 @functools.lru_cache

@@ -221,7 +221,8 @@ def _token_stores(
                 key=f"data.{split}",
             )
             about = {"name": source.name, "fingerprint": source.fingerprint()}
-            splits[split] = Split(rows, about | dataclasses.asdict(rows.stats))
+            about |= {"examples": rows.stats.num_documents, **dataclasses.asdict(rows.stats)}
+            splits[split] = Split(rows, about)
     return encoders.TokenEncoder(pieces, name, (), seq_len), splits
 
 

@@ -41,7 +41,7 @@ def test_a_run_learns_and_tells_what_it_did(mlm, small_data):
     assert result["task"] == "mlm" and result["selection"] == {"metric": "loss", "step": 12}
     assert result["label"] == "BERT-tiny" and result["seed"] == 0 and not result["init_from"]
     assert result["train"]["flops"] > 0
-    assert result["train"]["compile_seconds"] > 0 < result["train"]["step_memory_bytes"]
+    assert result["train"]["compile_seconds"] >= 0 < result["train"]["step_memory_bytes"]
     params, _ = params_of(mlm)
     assert result["params"]["total"] == sum(x.size for x in jax.tree.leaves(params))
     assert result["latency_ms"] is None
