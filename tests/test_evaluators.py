@@ -172,7 +172,7 @@ def test_better_is_lower_for_losses_and_higher_for_the_rest():
     assert improves("f1", {"f1": 0.0}, math.nan), "the first score is the best so far"
     assert not improves("f1", {"f1": math.nan}, math.nan)
     assert not improves("loss", {"loss": math.nan}, 5.0)
-    with pytest.raises(
-        UserError, match=r"checkpoint\.best: no score 'f2', expected one of f1, mcc"
-    ):
-        improves("f2", {"f1": 1.0, "mcc": 1.0}, 0.0)
+    assert not improves("f1/LOC", {"f1": 1.0}, 0.0), "a type that does not occur"
+    with pytest.raises(UserError, match=r"checkpoint\.best: found 'f2', expected one of f1, prec"):
+        evaluators.check_metric("f2", evaluators.EntityScores)
+    evaluators.check_metric("f1/PER", evaluators.EntityScores)

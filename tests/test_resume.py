@@ -76,7 +76,8 @@ def untimed(workdir):
         for r in read_jsonl(workdir / "metrics.jsonl")
     ]
     result = read_json(workdir / "result.json")
-    train = {k: v for k, v in result["train"].items() if not k.endswith("seconds")}
+    measured = ("seconds", "compile_seconds", "peak_rss_bytes")
+    train = {k: v for k, v in result["train"].items() if k not in measured}
     del result["latency_ms"]
     return records, result | {"train": train}
 
@@ -156,7 +157,7 @@ def test_fine_tuning_that_was_killed_keeps_its_best_step(pretrained, folder, sma
     whole, workdir = folder / "tuned", folder / "disturbed-tuned"
     assert program(whole)[0] == 0
     best = read_json(whole / "result.json")["selection"]["step"]
-    assert 5 < best < 60, "or the test shows little"
+    assert best > 10, "or no better step comes after the one that is killed"
 
     def writing_best():
         return any((workdir / BEST).glob("*tmp*")) and last_logged(workdir) > 8

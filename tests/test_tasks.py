@@ -187,3 +187,12 @@ def test_unknown_sources_are_clear_errors(small_data):
     for spec, said in (("tfsd:imdb:train", "'tfsd' is no known kind"), ("", "is empty")):
         with pytest.raises(UserError, match=said):
             build("bert", small_data, data__train=spec)
+
+
+def test_a_causal_model_is_never_pooled_at_its_first_position(small_data):
+    assert build("classify", small_data).objective.model.pool == "first"
+    causal = {"model__causal": True}
+    assert build("classify", small_data, **causal).objective.model.pool == "last"
+    for pool in ("first", "pooler"):
+        with pytest.raises(UserError, match=f"objective.pool: found '{pool}' with a causal model"):
+            build("classify", small_data, **causal, objective__pool=pool)

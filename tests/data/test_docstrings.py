@@ -160,7 +160,13 @@ def small_installation(tmp_path, monkeypatch):
     monkeypatch.setenv("PRETRAIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(docstrings, "_distributions", lambda: installed)
     monkeypatch.setattr(docstrings, "_files", lambda: sorted(files))
-    return tmp_path / "cache"
+    # With its markup a text of the corpus can be compared with the labelled ones made of it.
+    monkeypatch.setattr(docstring_tasks, "plain", lambda docstring: docstring)
+    for cached in (docstrings.versions, docstrings._key):
+        cached.cache_clear()
+    yield tmp_path / "cache"
+    for cached in (docstrings.versions, docstrings._key):
+        cached.cache_clear()
 
 
 def test_small_installation(small_installation):
