@@ -5,19 +5,17 @@ import os
 import pathlib
 from collections.abc import Callable
 
-# Compiling is what most of the tests' time goes into: do it fast rather than well.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_backend_optimization_level=0",
-    ]
-)
-
 import jax
 import pytest
 
 from pretrain import record, train
 from tests import small_runs
+
+# Compiling is what most of the tests' time goes into: do it fast rather than well.
+FLAGS = ["--xla_backend_optimization_level=0"]
+if jax.__version_info__ >= (0, 10):  # an unknown flag would be fatal
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

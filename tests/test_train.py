@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from pretrain import config as configs
 from pretrain import evaluate, evaluators, optim, tasks, train
-from pretrain.checkpoint import BEST, LAST, load_params
+from pretrain.checkpoint import BEST, LAST, Checkpointer, load_params
 from pretrain.data import order
 from pretrain.data.encoders import TOKENIZER
 from pretrain.data.tokenizer import Tokenizer
@@ -135,6 +135,15 @@ def test_the_best_step_by_validation_is_what_a_run_stands_for(small_data, tmp_pa
     monkeypatch.setattr(
         evaluators.LanguageModelScores, "__call__", lambda *_: {"loss": next(losses)}
     )
+    save = Checkpointer.save
+
+    def checked(self, train_state, meta):
+        if self._manager.directory.name == LAST:
+            best = tmp_path / "run" / BEST / str(meta["best_step"])
+            assert best.is_dir(), "a checkpoint names a best step that is not on disk yet"
+        save(self, train_state, meta)
+
+    monkeypatch.setattr(Checkpointer, "save", checked)
     config = small_runs.config(
         "bert",
         small_data,
