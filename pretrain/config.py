@@ -10,7 +10,7 @@ import importlib.util
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -246,6 +246,36 @@ def set_key(config: ConfigDict, key: str, value: Any) -> None:
     if type(old) is not type(value):
         raise UserError(f"config.{key}: found {value!r}, expected {type(old).__name__}")
     section[leaf] = value
+
+
+AT_LEAST_ONE = (
+    *("model.num_layers", "model.hidden_size", "model.num_heads", "model.ffn_size"),
+    *("model.max_positions", "model.unroll", "objective.chunk_size", "optimizer.memory"),
+    *("train.accumulate", "evals.batch_size", "checkpoint.keep"),
+)
+NOT_NEGATIVE = (
+    *("model.vocab_size", "model.type_vocab_size", "model.window", "objective.C"),
+    *("data.limit", "data.validation_limit", "train.batch_size", "evals.batches"),
+    *("optimizer.lr", "optimizer.weight_decay", "optimizer.clip"),
+)
+SHARES = (
+    *("model.dropout", "model.attention_dropout", "objective.head_dropout"),
+    *("objective.mask_rate", "optimizer.warmup"),
+)
+RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (AT_LEAST_ONE, lambda x: x >= 1, "at least 1"),
+    (NOT_NEGATIVE, lambda x: x >= 0, "at least 0"),
+    (SHARES, lambda x: 0 <= x < 1, "from 0 to below 1"),
+)
+
+
+def check(config: ConfigDict) -> None:
+    """`UserError` for a number out of its range."""
+    leaves = flatten(config)
+    for keys, inside, expected in RANGES:
+        for key in keys:
+            if key in leaves and not inside(leaves[key]):
+                raise UserError(f"config.{key}: found {leaves[key]}, expected {expected}")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -180,6 +180,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         raise UserError(f"found {jax.process_count()} JAX processes; training expects one")
     workdir = pathlib.Path(workdir)
     config = resolve(config)
+    configs.check(config)
     if (workdir / CONFIG).is_file():
         claim(workdir, config)
         if (workdir / RESULT).is_file():

@@ -10,6 +10,7 @@ MISTAKES = {  # arguments -> what the line says
     f"train {BERT} --config.optimizer.lrr=1 {WORKDIR}": (
         "config: unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"
     ),
+    f"train {BERT} --config.train.batch_size=many {WORKDIR}": "batch_size=many: invalid literal",
     f"train --config=configs/bert.py:huge {WORKDIR}": "config variant: found 'huge', expected one",
     f"train --config=configs/none.py {WORKDIR}": "--config: no such file: configs/none.py",
     f"train {BERT}": "Flag --workdir must have a value other than None",

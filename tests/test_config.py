@@ -146,3 +146,30 @@ def test_reader_knows_what_was_not_read():
     assert read.unread() == ["a"]
     with pytest.raises(AttributeError, match=r"config has no key b\.x"):
         _ = section.x
+
+
+def test_numbers_have_ranges():
+    for model, objective, optimizer in (
+        ("transformer", "mlm", "adamw"),
+        ("transformer", "causal", "adamw"),
+        ("linear", "tag", "lbfgs"),
+    ):
+        configs.check(configs.base(model, objective, optimizer))
+    everything = set()
+    for objective in configs.OBJECTIVES:
+        for model in configs.MODELS if objective in ("classify", "tag") else ("transformer",):
+            for optimizer in configs.OPTIMIZERS:
+                everything |= configs.flatten(configs.base(model, objective, optimizer)).keys()
+    assert {key for keys, *_ in configs.RANGES for key in keys} <= everything, "a range of no key"
+    for key, value, said in (
+        ("train.accumulate", 0, "found 0, expected at least 1"),
+        ("train.batch_size", -8, "found -8, expected at least 0"),
+        ("model.num_layers", 0, "found 0, expected at least 1"),
+        ("model.dropout", 1.0, "found 1.0, expected from 0 to below 1"),
+        ("objective.mask_rate", 1.5, "found 1.5, expected from 0 to below 1"),
+        ("optimizer.warmup", float("nan"), "found nan, expected from 0 to below 1"),
+    ):
+        config = configs.base()
+        configs.set_key(config, key, value)
+        with pytest.raises(UserError, match=f"{key}: {said}"):
+            configs.check(config)

@@ -110,7 +110,6 @@ def test_masks_and_dropout_change_with_the_step():
     assert losses[0] == losses[2] != losses[1]
 
 
-@functools.cache
 def gradient(objective):
     batch = jax.tree.map(jnp.asarray, CASES["mlm"][1])
     batch = objective.corrupt(batch, jax.random.key(0))
@@ -118,8 +117,8 @@ def gradient(objective):
     return jax.jit(loss)(initial_state(CASES["mlm"][0]).params)
 
 
-@pytest.mark.parametrize("options", [{"remat": "full"}, {"remat": "dots_saveable", "unroll": 2}])
-def test_remat_and_unrolled_layers_change_no_gradient(options):
+def test_remat_and_unrolled_layers_change_no_gradient():
+    options = {"remat": "dots_saveable", "unroll": 2}
     got = gradient(tiny.replace_model(CASES["mlm"][0], **options))
     want = gradient(CASES["mlm"][0])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), got, want)

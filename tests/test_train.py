@@ -198,6 +198,7 @@ BAD = {
     "batch_size": ({"train.batch_size": 12}, r"config\.train\.batch_size: 12 rows .*multiple of 8"),
     "accumulate": ({"train.accumulate": 3}, r"config\.train\.batch_size: 8 rows .*multiple of 24"),
     "evals": ({"evals.batch_size": 12}, r"config\.evals\.batch_size: 12 rows do not divide"),
+    "range": ({"train.accumulate": 0}, r"config\.train\.accumulate: found 0, expected at least 1"),
     "mesh": ({"mesh.fsdp": 3}, r"config\.mesh: found .*does not fit 8 devices"),
     "budget": ({"train.budget": "2 hours"}, r"config\.train\.budget: found '2 hours'"),
     "period": ({"checkpoint.every": "often"}, r"config\.checkpoint\.every: found 'often'"),
