@@ -12,6 +12,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from pretrain import config as configs
+from pretrain import host
 from pretrain.errors import UserError
 
 
@@ -48,6 +49,7 @@ def main(function: Callable[..., object], doc: str, positional: bool = False) ->
             print("interrupted; the same command goes on from the last checkpoint", flush=True)
             sys.exit(130)
 
+    host.keep_freed_memory()
     sys.modules["__main__"].__doc__ = doc
     app.run(guarded, flags_parser=_parse)
 

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import resource
 import time
 from typing import Any
 
@@ -56,12 +55,6 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process has held so far, on the host."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else 1024 * peak
 
 
 def latency(task: Task, params: Any) -> dict[str, Any] | None:

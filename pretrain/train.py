@@ -24,7 +24,7 @@ from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pretrain import cli, evaluators, optim, record, sharding, state, tasks
+from pretrain import cli, evaluators, host, optim, record, sharding, state, tasks
 from pretrain import config as configs
 from pretrain.budget import Periodic, Units
 from pretrain.checkpoint import BEST, LAST, Checkpointer, graft, load_params
@@ -300,7 +300,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                 "seconds": counters.seconds,
                 "compile_seconds": compile_seconds,
                 "step_memory_bytes": compiled.memory_bytes,
-                "peak_rss_bytes": record.peak_rss_bytes(),
+                "peak_rss_bytes": host.peak_rss_bytes(),
                 "final_loss": counters.loss,
             },
             "scores": scores,

@@ -38,11 +38,12 @@ def step_worker() -> Callable[[], None]:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from configs import bert
-    from pretrain import optim, sharding, state
+    from pretrain import host, optim, sharding, state
     from pretrain.models.heads import LanguageModel
     from pretrain.models.transformer import TransformerConfig
     from pretrain.objectives.mlm import MaskedLM
 
+    host.keep_freed_memory()
     config = bert.get_config("mini")
     section = {k: v for k, v in config.model.items() if k != "name"} | {"vocab_size": VOCAB}
     objective = MaskedLM(LanguageModel(TransformerConfig(**section)), 4, 5, MASKED / SEQ, 0.8, 0.1)
@@ -82,7 +83,7 @@ def peer_worker() -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     inputs = torch.from_numpy(tokens()).long()
     labels = torch.full_like(inputs, -100)
-    labels[:, :: SEQ // MASKED] = inputs[:, :: SEQ // MASKED]
+    labels[:, :MASKED] = inputs[:, :MASKED]
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)

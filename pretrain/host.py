@@ -1,0 +1,30 @@
+"""The host's memory: how much was used at most, and what becomes of freed blocks."""
+
+import ctypes
+import platform
+import resource
+
+import jax
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else 1024 * peak
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc's malloc reuse large blocks instead of giving them back to the kernel.
+
+    On CPU, JAX allocates the temporaries of every step anew, hundreds of megabytes, and each page
+    given back costs a page fault at its next use: a quarter of a train step of such a size. Only
+    the main thread's heap can hold blocks above 64 MiB, so steps run in the thread that calls them.
+    Call it before the first use of a device. Does nothing where malloc is not glibc's.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if platform.libc_ver()[0] == "glibc" and mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
