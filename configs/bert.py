@@ -1,7 +1,8 @@
 """BERT: a bidirectional encoder pretrained by masked language modelling.
 
 Argument: a size (tiny ... large: shapes of Devlin et al. 2019 and Turc et al. 2019), `modern`
-for the pre-norm, rotary, gated variant of the same shape, `seq` for the length of rows.
+for the pre-norm, rotary, gated variant of the same shape, `seq` for the length of rows, `probes`
+to follow text classification and NER over pretraining on the embedded data.
 """
 
 from pretrain import config as configs
@@ -33,8 +34,15 @@ def set_model(model, variant: str, modern: bool) -> None:
         model.init_std = width**-0.5
 
 
+def set_probes(config) -> None:
+    """Follows both labelled tasks of the embedded data over pretraining."""
+    with config.unlocked():
+        config.evals.probes.ner = configs.probe("tag", "docstrings:role")
+        config.evals.probes.package = configs.probe("classify", "docstrings:package")
+
+
 def get_config(arg=None):
-    arg = configs.parse_arg(arg, variant="tiny", modern=False, seq=128)
+    arg = configs.parse_arg(arg, variant="tiny", modern=False, seq=128, probes=False)
     config = configs.base(objective="mlm")
     set_model(config.model, arg.variant, arg.modern)
     config.label = f"BERT-{arg.variant}" + (", modern" if arg.modern else "")
@@ -42,4 +50,6 @@ def get_config(arg=None):
     config.model.max_positions = max(512, arg.seq)
     config.train.budget = "10000 steps"
     config.optimizer.lr = {"base": 4e-4, "large": 2e-4}.get(arg.variant, 1e-3)
+    if arg.probes:
+        set_probes(config)
     return config

@@ -1,8 +1,10 @@
 """GPT: a causal decoder (GPT-2's block) pretrained by causal language modelling.
 
-Argument: a size, `seq` for the length of rows. The GPT-3 table (Brown et al. 2020) from 125m on.
+Argument: a size (from 125m on the GPT-3 table, Brown et al. 2020), `seq` for the length of rows,
+`probes` as in bert.py.
 """
 
+from configs import bert
 from pretrain import config as configs
 
 SIZES = {  # layers, width, heads, learning rate
@@ -22,7 +24,7 @@ SIZES = {  # layers, width, heads, learning rate
 
 
 def get_config(arg=None):
-    arg = configs.parse_arg(arg, variant="tiny", seq=256)
+    arg = configs.parse_arg(arg, variant="tiny", seq=256, probes=False)
     layers, width, heads, lr = configs.variant(SIZES, arg.variant)
     config = configs.base(objective="causal")
     config.label = f"GPT-{arg.variant}"
@@ -37,4 +39,6 @@ def get_config(arg=None):
     config.train.budget = "10000 steps"
     config.optimizer.lr, config.optimizer.schedule, config.optimizer.end = lr, "cosine", 0.1
     config.optimizer.b2, config.optimizer.eps, config.optimizer.weight_decay = 0.95, 1e-8, 0.1
+    if arg.probes:
+        bert.set_probes(config)
     return config

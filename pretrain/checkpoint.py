@@ -46,10 +46,13 @@ class Checkpointer:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
+    def has(self, step: int) -> bool:
+        return step in self._manager.all_steps()
+
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Saves under ``state.step``; does nothing if that step is there already."""
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if self.has(step):
             return
         rest = {"step": state.step, "opt_state": state.opt_state}
         self._manager.save(

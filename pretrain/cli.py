@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -46,8 +47,11 @@ def main(function: Callable[..., object], doc: str, positional: bool = False) ->
         except UserError as error:
             _fail(error)
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on from the last checkpoint", flush=True)
-            sys.exit(130)
+            goes_on = "; the same command goes on from the last checkpoint"
+            _leave(f"interrupted{goes_on if 'config' in flags.FLAGS else ''}", 130)
+        except BrokenPipeError:  # the reader has what it wanted, as in "... | head"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
 
     host.keep_freed_memory()
     sys.modules["__main__"].__doc__ = doc
@@ -55,8 +59,12 @@ def main(function: Callable[..., object], doc: str, positional: bool = False) ->
 
 
 def _fail(error: Exception) -> None:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(1)
+    _leave(f"error: {error}", 1)
+
+
+def _leave(message: str, code: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from pretrain import stats
 from pretrain.errors import UserError
+from pretrain.metrics import LOWER_IS_BETTER
 
 Row = dict[str, Any]
 
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
 LABELLED = ("classify", "tag")  # every other objective is pretraining
 SIZE_STEP = 1.25  # models whose non-embedding parameters differ by less count as equally large
 

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -76,6 +76,13 @@ OBJECTIVES = {
     ),
 }
 
+COLUMNS = {  # keys of ``data`` by which each task reads its sources
+    "mlm": ("format", "text", "document"),
+    "causal": ("format", "text", "document"),
+    "classify": ("format", "text", "label"),
+    "tag": ("format", "tokens", "tags"),
+}
+
 OPTIMIZERS = {
     "adamw": dict(
         lr=1e-3,  # peak learning rate
@@ -93,6 +100,10 @@ OPTIMIZERS = {
         tolerance=1e-4,  # stop once the gradient's largest entry falls below it
     ),
 }
+
+
+CHOICES = ("model", "objective", "optimizer")  # sections whose keys depend on their ``name``
+_UNSET = object()
 
 
 def base(model: str = "transformer", objective: str = "mlm", optimizer: str = "adamw"):
@@ -148,9 +159,10 @@ def base(model: str = "transformer", objective: str = "mlm", optimizer: str = "a
         dict(
             every="10%",  # of the budget, or a duration; the held-out scores of data.validation
             batch_size=64,
-            batches=0,  # at most so many batches of data.validation; 0: all
+            batches=0,  # about so many batches, evenly out of data.validation; 0: all
         )
     )
+    config.evals.probes = ConfigDict()  # name -> what `probe` gives
     config.checkpoint = ConfigDict(
         dict(
             every="300 seconds",  # any duration; also saved at the end and on SIGTERM
@@ -163,11 +175,44 @@ def base(model: str = "transformer", objective: str = "mlm", optimizer: str = "a
     return config.lock()
 
 
+def defaults(config: ConfigDict) -> dict[str, Any]:
+    """The leaves of `base` for the choices that a whole config has made; none for a section."""
+    choices = [config.get(section, {}).get("name") for section in CHOICES]
+    return flatten(base(*choices)) if all(choices) else {}
+
+
+def probe(objective: str, source: str) -> ConfigDict:
+    """A section of ``evals.probes``: a short fine-tuning of the live model.
+
+    ``source`` has the splits ``train`` and ``validation``; 200 labels, 100 steps, every quarter.
+    """
+    whole = base(objective=objective)
+    section = {name: whole[name].to_dict() for name in ("objective", "optimizer", "data")}
+    section["data"] |= {"train": f"{source}:train", "validation": f"{source}:validation"}
+    section["data"] |= {"limit": 200, "validation_limit": 300}
+    section["optimizer"]["lr"] = 1e-3
+    section["train"] = {"budget": "100 steps", "batch_size": 16, "seq_len": 64}
+    section["evals"] = {"batch_size": whole.evals.batch_size}
+    return ConfigDict(section | {"every": "25%"})
+
+
+def probe_config(config: "Reader", name: str) -> "Reader":
+    """A probe's section as the config of a labelled run with the model and seed of ``config``."""
+    section = config.evals.probes[name]
+    shared = {key: config._config[key] for key in ("model", "seed", "cache_dir")}
+    whole = ConfigDict({**section._config, **shared, "init_from": ""})
+    check(whole)
+    return Reader(whole, section._prefix, config._read)
+
+
 def _drop_unused(config: ConfigDict) -> None:
     """Removes the keys that this choice of model and objective has no use for."""
+    for name in set().union(*COLUMNS.values()).difference(COLUMNS[config.objective.name]):
+        del config.data[name]
     if config.objective.name in ("mlm", "causal"):
         del config.data.limit, config.data.validation_limit
     else:
+        del config.evals.probes
         del config.data.packing
     if config.model.name == "linear":
         del config.tokenizer, config.train.seq_len, config.objective.head_dropout
@@ -256,26 +301,50 @@ AT_LEAST_ONE = (
 NOT_NEGATIVE = (
     *("model.vocab_size", "model.type_vocab_size", "model.window", "objective.C"),
     *("data.limit", "data.validation_limit", "train.batch_size", "evals.batches"),
-    *("optimizer.lr", "optimizer.weight_decay", "optimizer.clip"),
+    *("optimizer.lr", "optimizer.end", "optimizer.weight_decay", "optimizer.clip"),
 )
-SHARES = (
-    *("model.dropout", "model.attention_dropout", "objective.head_dropout"),
-    *("objective.mask_rate", "optimizer.warmup"),
-)
+POSITIVE = ("model.norm_eps", "model.rotary_base", "optimizer.eps", "optimizer.tolerance")
+DROPOUT = ("model.dropout", "model.attention_dropout", "objective.head_dropout")
+SHARES = (*DROPOUT, "objective.mask_rate", "optimizer.warmup", "optimizer.b1", "optimizer.b2")
+PROBABILITIES = ("objective.mask_prob", "objective.random_prob")
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (AT_LEAST_ONE, lambda x: x >= 1, "at least 1"),
     (NOT_NEGATIVE, lambda x: x >= 0, "at least 0"),
+    (POSITIVE, lambda x: x > 0, "more than 0"),
     (SHARES, lambda x: 0 <= x < 1, "from 0 to below 1"),
+    (PROBABILITIES, lambda x: 0 <= x <= 1, "from 0 to 1"),
 )
 
 
+SHOWN = 5  # differences that are told one by one
+
+
 def check(config: ConfigDict) -> None:
-    """`UserError` for a number out of its range."""
+    """`UserError` for a number out of its range, alone or together with others."""
     leaves = flatten(config)
     for keys, inside, expected in RANGES:
         for key in keys:
             if key in leaves and not inside(leaves[key]):
                 raise UserError(f"config.{key}: found {leaves[key]}, expected {expected}")
+    mask, random = (leaves.get(key, 0.0) for key in PROBABILITIES)
+    if mask + random > 1 + 1e-9:
+        raise UserError(
+            f"config.objective.random_prob: found {random} with mask_prob {mask}, expected at most "
+            "1 together"
+        )
+    if config.optimizer.name == "lbfgs":
+        wanted = {"train.batch_size": 0, "train.accumulate": 1, **dict.fromkeys(DROPOUT, 0.0)}
+        for key, value in wanted.items():
+            if leaves.get(key, value) != value:
+                raise UserError(
+                    f"config.{key}: found {leaves[key]}, expected {value}: the line search of "
+                    "optimizer.name 'lbfgs' needs the same loss at every step"
+                )
+        if config.objective.name == "mlm":
+            raise UserError(
+                "config.optimizer.name: found 'lbfgs' with objective.name 'mlm', whose masks "
+                "change with every step; expected adamw"
+            )
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -295,10 +364,29 @@ def digest(config: ConfigDict) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """``"key: old there, new here"`` for every leaf in which two configs differ."""
+    """``"key: old there, new here"`` for the leaves in which two configs differ, or the first."""
     a, b = flatten(old), flatten(new)
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k) and k != "cache_dir")
-    return [f"{k}: {a.get(k)!r} there, {b.get(k)!r} here" for k in keys]
+    told = [f"{k}: {a.get(k)!r} there, {b.get(k)!r} here" for k in keys[:SHOWN]]
+    return told + ([f"and {len(keys) - SHOWN} more"] if len(keys) > SHOWN else [])
+
+
+def inherit(
+    config: ConfigDict, source: Mapping[str, Any], keep: Sequence[str] = ()
+) -> tuple[ConfigDict, list[str]]:
+    """A copy whose ``model`` is that of another run, ``source``, but for the keys in ``keep``.
+
+    Also names the keys that somebody had set: those whose value was neither the default nor the
+    source's. Keys that this config does not have are left out.
+    """
+    config = ConfigDict(config.to_dict())
+    given = {k: v for k, v in source.items() if k in config.model and k not in keep}
+    default = MODELS[config.model.name]
+    replaced = [
+        f"model.{k}" for k, v in given.items() if config.model[k] not in (v, default.get(k, v))
+    ]
+    config.model.update(given)
+    return config, sorted(replaced)
 
 
 class Duration(NamedTuple):
@@ -357,9 +445,13 @@ class Reader:
         return iter(self.keys())
 
     def unread(self) -> list[str]:
-        """Dotted keys below this one that nothing has read."""
+        """Dotted keys below this one that are set, not left at the default, and nothing has read.
+
+        Whether some are needed depends on others: with ``tokenizer.path`` none is trained.
+        """
+        default = defaults(self._config)
         return [
-            key
-            for key in (f"{self._prefix}{leaf}" for leaf in flatten(self._config))
-            if key not in self._read
+            f"{self._prefix}{leaf}"
+            for leaf, value in flatten(self._config).items()
+            if f"{self._prefix}{leaf}" not in self._read and value != default.get(leaf, _UNSET)
         ]

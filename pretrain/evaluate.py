@@ -4,89 +4,89 @@ python -m pretrain.evaluate --workdir=runs/ner
 python -m pretrain.evaluate --workdir=runs/ner --source=other.conll --predictions=out.jsonl
 """
 
-import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
 from pretrain import cli, evaluators, sharding, tasks
 from pretrain.checkpoint import load_params
-from pretrain.data import sources, store
+from pretrain.config import COLUMNS
 from pretrain.errors import UserError
+from pretrain.files import check_new, to_json, write_jsonl
 
-COLUMNS = ("format", "text", "label", "tokens", "tags", "document")
+ALL_COLUMNS = sorted({name for names in COLUMNS.values() for name in names})
 
 
-def load(
+def evaluate(workdir: pathlib.Path, source: str = "", **options: Any) -> dict[str, float]:
+    """Scores by name, such as ``{"f1": 0.58, "f1/PER": ...}``; options are those of `run`."""
+    return run(workdir, source, **options)[1]
+
+
+def run(
     workdir: pathlib.Path,
     source: str = "",
-    columns: dict[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
     batch_size: int = 0,
-):
-    """The evaluator of a finished run and its parameters.
+    predictions: pathlib.Path | None = None,
+) -> tuple[str, dict[str, float]]:
+    """The name of what a finished run is evaluated on, and its scores there.
 
     Args:
       workdir: of the training run.
       source: what to evaluate on; default: the run's ``data.test``, else ``data.validation``.
       columns: how to read it, where that differs from the run's ``data`` section.
       batch_size: rows at a time; default: the run's.
+      predictions: a new JSON-lines file for what was predicted of each example.
     """
     config, task = tasks.restore(workdir)
+    name = task.objective.name
+    if predictions is not None:
+        check_new(predictions, "--predictions")
+        if name in tasks.LANGUAGE_MODELS:
+            raise UserError(f"--predictions: a language model ({name}) labels nothing")
+    if batch_size < 0:
+        raise UserError(f"--batch_size: found {batch_size}, expected at least 1, or 0: the run's")
+    for column in columns or {}:
+        if column not in COLUMNS[name]:
+            raise UserError(f"--{column}: the task {name} reads {', '.join(COLUMNS[name])}")
     spec = source or config.data.test or config.data.validation
     if not spec:
         raise UserError("--source: the run has no data.test; expected a source to evaluate on")
-    columns = {name: config.data[name] for name in COLUMNS} | (columns or {})
-    kind = "lm" if task.encoder.task in tasks.LANGUAGE_MODELS else task.encoder.task
-    found = sources.open_source(spec, task=kind, key="--source", **columns)
-    if kind == "lm":
-        rows = store.build(
-            found,
-            task.encoder.tokenizer,
-            seq_len=task.encoder.seq_len,
-            cache_dir=tasks.cache_dir(config),
-            packing=config.data.packing,
-            key="--source",
-        )
-        task.splits["test"] = tasks.Split(rows, {"name": found.name})
-    else:
-        task.splits["test"] = tasks.encode_split(task.encoder, found, list(found), "--source")
+    task.splits["test"] = split = tasks.read_split(
+        config, task.encoder, spec, "--source", columns or {}
+    )
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | {"data": -1})
-    params, _ = load_params(workdir, mesh)
     evaluator = evaluators.create(task, "test", mesh, batch_size or config.evals.batch_size)
-    return evaluator, params, found.name
-
-
-def evaluate(workdir: pathlib.Path, source: str = "", **options: Any) -> dict[str, float]:
-    """Scores by name, such as ``{"f1": 0.58, "f1/PER": ...}``."""
-    evaluator, params, _ = load(workdir, source, **options)
-    return evaluator(params)
+    params, _ = load_params(workdir, mesh)
+    if predictions is None:
+        scores = evaluator(params)
+    else:
+        predicted = evaluator.predict(params)
+        scores = evaluator.scores(*predicted)
+        write_jsonl(predictions, evaluator.records(*predicted))
+    return split.about["name"], scores
 
 
 def main() -> None:
     values = flags.FLAGS
-    columns = {name: values[name].value for name in COLUMNS if values[name].value is not None}
-    evaluator, params, name = load(
-        pathlib.Path(values.workdir), values.source, columns, values.batch_size
+    name, scores = run(
+        pathlib.Path(values.workdir),
+        values.source,
+        {name: values[name].value for name in ALL_COLUMNS if values[name].value is not None},
+        values.batch_size,
+        pathlib.Path(values.predictions) if values.predictions else None,
     )
-    if values.predictions:
-        path = pathlib.Path(values.predictions)
-        if path.exists():
-            raise UserError(f"--predictions: {path} exists; expected a new file")
-        if not hasattr(evaluator, "predictions"):
-            raise UserError("--predictions: a language model labels nothing")
-        with path.open("w", encoding="utf-8") as file:
-            for record in evaluator.predictions(params):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    print(json.dumps({"source": name, **evaluator(params)}, indent=2))
+    print(to_json({"source": name, **scores}, indent=2))
 
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a training run.", required=True)
     flags.DEFINE_string("source", "", "What to evaluate on; default: the run's data.test.")
-    flags.DEFINE_string("predictions", "", "JSON-lines file to write predictions to.")
+    flags.DEFINE_string("predictions", "", "New JSON-lines file to write predictions to.")
     flags.DEFINE_integer("batch_size", 0, "Rows at a time; default: the run's.")
-    for name in COLUMNS:
+    for name in ALL_COLUMNS:
         flags.DEFINE_string(name, None, f"As config.data.{name}; default: the run's.")
 
 

@@ -1,6 +1,5 @@
 """Held-out scores of live or finished parameters: one small class for each kind of objective."""
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,7 @@ from jax.sharding import Mesh
 
 from pretrain import metrics, sharding, state
 from pretrain.data import labels
-from pretrain.data.loader import eval_batches
+from pretrain.data.loader import Batch, Columns, Dataset, eval_batches
 from pretrain.errors import UserError
 from pretrain.objectives.base import Objective
 from pretrain.tasks import LANGUAGE_MODELS, Split, Task
@@ -20,22 +19,56 @@ Scores = dict[str, float]
 
 
 def create(task: Task, split: str, mesh: Mesh, batch_size: int, batches: int = 0):
-    """The evaluator of one split of a task; ``batches`` limits how much is read (0: all)."""
+    """The evaluator of one split of a task, or of a `sample` of about ``batches`` (0: all)."""
     kinds = {"classify": ClassificationScores, "tag": EntityScores}
     kind = kinds.get(task.objective.name, LanguageModelScores)
-    run = Batches(task.objective, task.splits[split], mesh, batch_size, batches)
+    part = sample(task, split, batches * batch_size) if batches else task.splits[split]
+    run = Batches(task.objective, part, mesh, batch_size)
     if task.objective.name in LANGUAGE_MODELS:
         return kind(run)
     return kind(run, task.encoder.label_names)
 
 
+class Rows:
+    """Some rows of a token store; ``stats`` are of all."""
+
+    def __init__(self, store: Dataset, rows: np.ndarray):
+        self._store, self._rows, self.stats = store, rows, store.stats
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, indices: np.ndarray) -> Batch:
+        return self._store[self._rows[indices]]
+
+
+def sample(task: Task, split: str, count: int) -> Split:
+    """About ``count`` rows of a split, evenly spaced: the same in every run.
+
+    Of labelled examples, whole ones: as many as fill about so many rows.
+    """
+
+    def evenly(count: int, total: int) -> np.ndarray:
+        return np.arange(count) * total // count
+
+    part = task.splits[split]
+    total = len(part.dataset)
+    if count >= total:
+        return part
+    if part.examples is None:
+        return Split(Rows(part.dataset, evenly(count, total)), part.about)
+    chosen = evenly(max(1, count * len(part.examples) // total), len(part.examples))
+    examples = [part.examples[i] for i in chosen]
+    return Split(Columns(task.encoder.encode(examples, f"data.{split}")), part.about, examples)
+
+
 class Batches:
     """Runs ``objective.predict`` over a split, batch by batch, in order."""
 
-    def __init__(self, objective: Objective, split: Split, mesh: Mesh, size: int, limit: int):
+    def __init__(self, objective: Objective, split: Split, mesh: Mesh, size: int):
         sharding.check_batch("evals.batch_size", size, mesh)
         self.objective, self.split = objective, split
-        self._mesh, self._size, self._limit = mesh, size, limit or None
+        self._mesh, self._size = mesh, size
 
     def __call__(self, params: dict) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
         """Yields ``(batch of this process's rows, prediction for all rows)``."""
@@ -46,14 +79,14 @@ class Batches:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        for batch in itertools.islice(batches, self._limit):
+        for batch in batches:
             inputs = sharding.to_global(batch, self._mesh)
             yield batch, jax.device_get(predict(params, inputs))
 
     def stacked(self, params: dict) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """All rows' columns and predictions ``[n, ...]``."""
         predictions = np.concatenate([prediction for _, prediction in self(params)])
-        rows = np.arange(min(len(predictions), len(self.split.dataset)))
+        rows = np.arange(len(self.split.dataset))
         return self.split.dataset[rows], predictions[: len(rows)]
 
 
@@ -67,29 +100,36 @@ class LanguageModelScores:
         self.names = ("loss", "perplexity", *special)
 
     def __call__(self, params: dict) -> Scores:
-        totals, rows = {}, 0.0
+        totals, tokens = {}, 0
         for batch, sums in self._run(params):
             totals = metrics.add(totals, sums)
-            rows += float((batch["weights"] > 0).sum())
+            tokens += int((batch["segment_ids"][batch["weights"] > 0] > 0).sum())
         scores = metrics.finalize(totals)
         scores["perplexity"] = metrics.perplexity(scores["loss"])
         if self._run.objective.name == "causal":
-            stats = self._run.split.dataset.stats
-            seen = rows * jax.process_count() / stats.num_rows
+            stats = self._run.split.dataset.stats  # of a sample: bytes in proportion to tokens
+            seen = tokens * jax.process_count() / stats.num_tokens
             nats, _ = totals["loss"]
             scores["bits_per_byte"] = metrics.bits_per_byte(nats, stats.num_bytes * seen)
         return scores
 
 
-class ClassificationScores:
-    """Accuracy, macro-F1 and Matthews correlation over documents; windows are averaged."""
-
-    names = ("accuracy", "macro_f1", "mcc")
+class LabelledScores:
+    """Scores and records that follow from one pass over a split, `predict`."""
 
     def __init__(self, run: Batches, label_names: list[str]):
         self._run, self._names = run, label_names
 
-    def _documents(self, params: dict) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, params: dict) -> Scores:
+        return self.scores(*self.predict(params))
+
+
+class ClassificationScores(LabelledScores):
+    """Accuracy, macro-F1 and Matthews correlation over documents; windows are averaged."""
+
+    names = ("accuracy", "macro_f1", "mcc")
+
+    def predict(self, params: dict) -> tuple[np.ndarray, np.ndarray]:
         """Labels ``[n]`` and log-probabilities ``[n, C]`` of the split's documents."""
         columns, log_probs = self._run.stacked(params)
         merged = labels.merge_windows(log_probs, columns["example"], columns["weights"])
@@ -97,13 +137,11 @@ class ClassificationScores:
         gold[columns["example"]] = columns["labels"]
         return gold, merged
 
-    def __call__(self, params: dict) -> Scores:
-        gold, log_probs = self._documents(params)
+    def scores(self, gold: np.ndarray, log_probs: np.ndarray) -> Scores:
         return metrics.classification_scores(gold, log_probs.argmax(-1), len(self._names))
 
-    def predictions(self, params: dict) -> Iterator[dict[str, Any]]:
-        """One record a document: text, gold label if known, prediction and probabilities."""
-        _, log_probs = self._documents(params)
+    def records(self, _gold: np.ndarray, log_probs: np.ndarray) -> Iterator[dict[str, Any]]:
+        """One a document: text, gold label if known, prediction and probabilities."""
         for example, row in zip(self._run.split.examples, log_probs, strict=True):
             row = np.exp(row - np.logaddexp.reduce(row))
             yield example | {
@@ -112,25 +150,22 @@ class ClassificationScores:
             }
 
 
-class EntityScores:
+class EntityScores(LabelledScores):
     """Entity precision, recall and F1, micro-averaged and for each type."""
 
     names = ("f1", "precision", "recall")
 
-    def __init__(self, run: Batches, label_names: list[str]):
-        self._run, self._names = run, label_names
-
-    def _sentences(self, params: dict) -> tuple[list[list[str]], list[list[str]]]:
+    def predict(self, params: dict) -> tuple[list[list[str]], list[list[str]]]:
+        """Gold and predicted tags of the split's sentences."""
         columns, log_probs = self._run.stacked(params)
         gold = labels.words_from_predictions(columns, columns["labels"], self._names)
         return gold, labels.decode_tags(columns, log_probs, self._names)
 
-    def __call__(self, params: dict) -> Scores:
-        return metrics.entity_scores(*self._sentences(params))
+    def scores(self, gold: list[list[str]], predicted: list[list[str]]) -> Scores:
+        return metrics.entity_scores(gold, predicted)
 
-    def predictions(self, params: dict) -> Iterator[dict[str, Any]]:
-        """One record a sentence: tokens, gold tags if known, predicted tags and spans."""
-        _, predicted = self._sentences(params)
+    def records(self, _gold: Any, predicted: list[list[str]]) -> Iterator[dict[str, Any]]:
+        """One a sentence: tokens, gold tags if known, predicted tags and spans."""
         for example, tags in zip(self._run.split.examples, predicted, strict=True):
             found = [
                 {"type": kind, "start": start, "end": end, "text": example["tokens"][start:end]}
@@ -139,7 +174,7 @@ class EntityScores:
             yield example | {"prediction": tags, "spans": found}
 
 
-def check_metric(metric: str, evaluator: LanguageModelScores | ClassificationScores | EntityScores):
+def check_metric(metric: str, evaluator: LanguageModelScores | LabelledScores):
     """`UserError` unless ``config.checkpoint.best`` names a score of the evaluator."""
     if metric.split("/")[0] not in evaluator.names:
         raise UserError(
@@ -151,11 +186,9 @@ def check_metric(metric: str, evaluator: LanguageModelScores | ClassificationSco
 def improves(metric: str, scores: Scores, best: float) -> bool:
     """Whether ``scores[metric]`` beats the best so far (nan: none yet).
 
-    Losses, perplexities and bits per byte should be low, everything else high. A score that is not
-    a number, or of an entity type that does not occur, beats nothing.
+    A score that is not a number, or of an entity type that does not occur, beats nothing.
     """
     new = scores.get(metric, math.nan)
     if math.isnan(new) or math.isnan(best):
         return not math.isnan(new)
-    lower = metric in ("loss", "perplexity", "bits_per_byte")
-    return new < best if lower else new > best
+    return new < best if metric in metrics.LOWER_IS_BETTER else new > best

@@ -1,6 +1,5 @@
 """What a run tells: a progress bar or plain lines, TensorBoard files, and JSON lines."""
 
-import json
 import pathlib
 import sys
 import time
@@ -8,7 +7,7 @@ import time
 import tqdm
 from tensorboardX import SummaryWriter
 
-from pretrain.files import read_jsonl
+from pretrain.files import read_jsonl, to_json, write_jsonl
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -18,15 +17,12 @@ class Logs:
 
     def __init__(self, workdir: pathlib.Path, step: int):
         path = workdir / "metrics.jsonl"
-        kept = [record for record in read_jsonl(path) if record["step"] <= step]
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        part.replace(path)
+        write_jsonl(path, [record for record in read_jsonl(path) if record["step"] <= step])
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(to_json({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)

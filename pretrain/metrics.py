@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 Totals = dict[str, tuple[float, float]]
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")  # of all scores; others should be high
 
 
 def add(totals: Totals, metrics: Mapping[str, tuple[Any, Any]]) -> Totals:

@@ -81,11 +81,11 @@ class Monitor:
             f"step {step}  loss {values['loss']:.3f}  {rate / 1e3:.1f}k tokens/s",
         )
 
-    def evaluated(self, step: int, scores: dict[str, float]) -> None:
+    def evaluated(self, step: int, scores: dict[str, float], prefix: str = "validation") -> None:
         """Shows and writes held-out scores of the live parameters."""
         self.flush()
-        self._write(step, self._counters.tokens, "validation", scores)
-        self._progress.note(f"step {step}  validation: {_text(scores)}")
+        self._write(step, self._counters.tokens, prefix, scores)
+        self._progress.note(f"step {step}  {prefix}: {_text(scores)}")
         self._rate_since = time.monotonic(), self._counters.tokens
 
     def finished(self, step: int, split: str, chosen: int, scores: dict[str, float]) -> None:

@@ -7,10 +7,9 @@
 
 Each line is one text; each answer is one JSON object. A classifier gives probabilities, a tagger
 the entities (split into words at spaces, punctuation apart), a masked language model the likeliest
-pieces for each [MASK], a causal one a continuation.
+pieces for each [MASK] ("\u2581" is the space before a word), a causal one a continuation.
 """
 
-import json
 import pathlib
 import re
 import sys
@@ -27,6 +26,7 @@ from pretrain.checkpoint import load_params
 from pretrain.data.loader import Columns
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import UserError
+from pretrain.files import to_json
 from pretrain.models.heads import LanguageModel
 
 MASK = "[MASK]"
@@ -37,6 +37,9 @@ def predict(
     workdir: pathlib.Path, texts: Sequence[str], *, top: int = 5, tokens: int = 32, seed: int = 0
 ) -> Iterator[dict[str, Any]]:
     """One record a text; ``top`` candidates a mask, ``tokens`` sampled by a causal model."""
+    for name, value in (("top", top), ("tokens", tokens)):
+        if value < 1:
+            raise UserError(f"--{name}: found {value}, expected at least 1")
     _, task = tasks.restore(workdir)
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
     params, _ = load_params(workdir, mesh)
@@ -45,7 +48,8 @@ def predict(
         examples = [{key: _WORD.findall(t) if key == "tokens" else t} for t in texts]
         columns = Columns(task.encoder.encode(examples, "text"))
         task.splits["test"] = tasks.Split(columns, {}, examples)
-        yield from evaluators.create(task, "test", mesh, 1).predictions(params)
+        evaluator = evaluators.create(task, "test", mesh, 1)
+        yield from evaluator.records(*evaluator.predict(params))
         return
     model, pieces, limit = task.objective.model, task.encoder.tokenizer, task.encoder.seq_len
     for text in texts:
@@ -78,10 +82,7 @@ def fill(
     logits = model.apply({"params": params}, hidden[0, np.array(masked)], method="logits")
     probabilities = np.array(jax.nn.softmax(logits))
     return [
-        [
-            {"piece": pieces.decode([int(i)]), "probability": float(row[i])}
-            for i in np.argsort(-row)[:top]
-        ]
+        [{"piece": pieces.pieces[i], "probability": float(row[i])} for i in np.argsort(-row)[:top]]
         for row in probabilities
     ]
 
@@ -101,12 +102,13 @@ def sample(
     """
     ids = [pieces.cls_id, *pieces.encode(text)]
     start = len(ids)
+    barred = np.array([i for i in range(pieces.num_special) if i != pieces.sep_id])
 
     @jax.jit
     def next_id(row, at, key):
         hidden = model.apply({"params": params}, row[None])
         logits = model.apply({"params": params}, hidden[0, at], method="logits")
-        return jax.random.categorical(key, logits)
+        return jax.random.categorical(key, logits.at[barred].set(-jnp.inf))
 
     for step_key in jax.random.split(key, count):
         window = ids[-limit:]
@@ -119,12 +121,14 @@ def sample(
 
 def main(texts: Sequence[str]) -> None:
     values = flags.FLAGS
+    if not texts and sys.stdin.isatty():
+        print("reading texts, one a line, until Ctrl-D", file=sys.stderr)
     texts = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts:
         raise UserError("text: found none, expected arguments or lines on standard input")
     options = {"top": values.top, "tokens": values.tokens, "seed": values.seed}
     for record in predict(pathlib.Path(values.workdir), texts, **options):
-        print(json.dumps(record, ensure_ascii=False))
+        print(to_json(record, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pretrain import comparison
 from pretrain.comparison import Row
 from pretrain.config import flatten
 from pretrain.errors import UserError
-from pretrain.files import read_jsonl
+from pretrain.files import read_jsonl, to_json
 from pretrain.page import write_atomic
 
 CURVE_POINTS = 200  # at most about so many points of a loss curve
@@ -32,7 +32,8 @@ def finished_row(
         metrics: path of ``metrics.jsonl``.
     """
     flat = {RENAMED.get(key, key): value for key, value in flatten(result).items()}
-    row = {**labels, "status": "finished", **{k: v for k, v in flat.items() if k not in labels}}
+    flat = _with_nan({k: v for k, v in flat.items() if k not in labels})
+    row = {**labels, "status": "finished", **flat}
     if comparison.is_pretraining(row):
         row["curve"] = loss_curve(metrics, row["train.steps"], row["train.tokens"])
     return row
@@ -48,7 +49,7 @@ def loss_curve(path: pathlib.Path, steps: int, tokens: int) -> list[list[float]]
     for entry in read_jsonl(path):
         if "train/tokens" in entry:
             seen[entry["step"]] = float(entry["train/tokens"])
-        if "validation/loss" in entry:
+        if entry.get("validation/loss") is not None:  # null stands for nan
             losses[entry["step"]] = float(entry["validation/loss"])
     logged, evaluated = sorted(seen), sorted(losses)
     at = np.interp(evaluated, logged, [seen[s] for s in logged])
@@ -60,7 +61,7 @@ def loss_curve(path: pathlib.Path, steps: int, tokens: int) -> list[list[float]]
 def write(workdir: pathlib.Path, rows: list[Row]) -> None:
     """Selects among candidates and writes the table."""
     comparison.select(rows)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    text = "".join(to_json(row) + "\n" for row in rows)
     write_atomic(workdir / "results.jsonl", text.encode())
 
 
@@ -69,4 +70,9 @@ def read(workdir: pathlib.Path) -> list[Row]:
     path = workdir / "results.jsonl"
     if not path.exists():
         raise UserError(f"{path}: no such file, expected a study that has run")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [_with_nan(json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def _with_nan(row: Row) -> Row:
+    """A score that is there but null was not a number: it ranks last, where a missing one fails."""
+    return {k: math.nan if v is None and k.startswith("scores.") else v for k, v in row.items()}

@@ -27,7 +27,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv": (),
     "mlp": ("tensor",),
     "features": ("fsdp", "tensor"),
-    "positions": (),
+    "positions": ("tensor",),
     "types": (),
     "classes": (),
     "norm": (),
@@ -35,6 +35,8 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 ACTIVATION_RULES = (("batch", ("data", "fsdp")), ("length", "sequence"))
 BATCH_AXES = ("data", "fsdp")
+SPLITTING_AXES = ("fsdp", "tensor")  # of parameters
+MAX_WHOLE = 0.02  # share of the parameters that may lie whole on every device of a mesh of these
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,28 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree.map(leaf, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def check_sharded(params: Any, mesh: Mesh) -> None:
+    """`UserError` if ``fsdp`` and ``tensor`` leave more than 2 % of the parameters whole.
+
+    ``params``: a tree of arrays or of abstract ones, with shardings.
+    """
+    sizes = {axis: mesh.shape[axis] for axis in SPLITTING_AXES if mesh.shape[axis] > 1}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    whole = [x for x in leaves if sizes.keys().isdisjoint(x[1].sharding.spec)]
+    share = sum(leaf.size for _, leaf in whole) / sum(leaf.size for _, leaf in leaves)
+    if not sizes or share <= MAX_WHOLE:
+        return
+    largest = sorted(whole, key=lambda x: -x[1].size)[:3]
+    named = ", ".join(
+        f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.shape}"
+        for path, leaf in largest
+    )
+    raise UserError(
+        f"config.mesh: {sizes} splits no dimension of {share:.2%} of the parameters, expected at "
+        f"most {MAX_WHOLE:.0%}; the largest: {named}"
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -123,6 +123,11 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
+def shapes(batch: Batch) -> tuple[tuple[str, tuple[int, ...], Any], ...]:
+    """Sorted ``(name, shape, dtype)``: what a step is compiled for."""
+    return tuple(sorted((name, x.shape, x.dtype) for name, x in batch.items()))
+
+
 class CompiledStep(NamedTuple):
     """An executable train step and what compiling it told."""
 
@@ -134,7 +139,7 @@ class CompiledStep(NamedTuple):
 def compile_train_step(
     objective: Objective, optimizer, mesh: Mesh, accumulate: int, batch_shapes: tuple
 ) -> CompiledStep:
-    """Compiles `train_step` for ``batch_shapes``: sorted ``(name, shape, dtype)``."""
+    """Compiles `train_step` for batches of these `shapes`."""
     state = abstract(objective, optimizer, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     rows = sharding.batch_sharding(mesh)

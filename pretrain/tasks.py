@@ -2,14 +2,14 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pretrain.config import Reader
+from pretrain.config import COLUMNS, Reader
 from pretrain.data import cache, encoders, labels, sources, store, tokenizer
 from pretrain.data.features import NgramFeatures
 from pretrain.data.loader import Columns, Dataset
@@ -76,8 +76,11 @@ def cache_dir(config: Reader) -> pathlib.Path:
     return pathlib.Path(config.cache_dir or cache.cache_dir()).expanduser()
 
 
-def build(config: Reader) -> Task:
-    """Reads, tokenizes and encodes the data of ``config``, and makes its model and objective."""
+def build(config: Reader, pieces: tokenizer.Tokenizer | None = None) -> Task:
+    """Reads, tokenizes and encodes the data of ``config``, and makes its model and objective.
+
+    ``pieces``: a tokenizer in place of the one that the config names.
+    """
     where = cache_dir(config)
     if config.objective.name in LANGUAGE_MODELS:
         encoder, splits = _token_stores(config, where)
@@ -86,9 +89,9 @@ def build(config: Reader) -> Task:
     if config.model.name == "linear":
         encoder = _feature_encoder(config, found)
     else:
-        encoder = _token_encoder(config, found, where)
+        encoder = _token_encoder(config, found, pieces or _tokenizer(config, where))
     splits = {
-        split: encode_split(encoder, source, examples, f"data.{split}")
+        split: _encode_split(encoder, source, examples, f"data.{split}")
         for split, (source, examples) in found.items()
     }
     train = splits["train"].dataset
@@ -150,27 +153,35 @@ def _check(section: Reader, key: str, known: Iterable[str]) -> None:
         raise UserError(f"config.{key}: found {found!r}, expected one of {', '.join(known)}")
 
 
-def _open(config: Reader, split: str, task: str) -> sources.Source | None:
-    names = ("format", "text", "label", "tokens", "tags", "document")
-    columns = {name: config.data[name] for name in names}
-    spec = config.data[split]
-    if not spec and split != "train":
-        return None
+def _open(
+    config: Reader, spec: str, key: str, columns: Mapping[str, str] | None = None
+) -> sources.Source:
+    task = config.objective.name
+    options = {name: config.data[name] for name in COLUMNS[task]} | dict(columns or {})
     return sources.open_source(
-        spec, task="lm" if task in LANGUAGE_MODELS else task, key=f"data.{split}", **columns
+        spec, task="lm" if task in LANGUAGE_MODELS else task, key=key, **options
     )
 
 
-def _tokenizer(config: Reader, task: str, where: pathlib.Path) -> tokenizer.Tokenizer:
-    options = dict(config.tokenizer)
+def _splits(config: Reader) -> Iterator[tuple[str, sources.Source]]:
+    """The splits that the config names; training data there must be."""
+    for split in SPLITS:
+        if split == "train" or config.data[split]:
+            yield split, _open(config, config.data[split], f"data.{split}")
+
+
+def _tokenizer(config: Reader, where: pathlib.Path) -> tokenizer.Tokenizer:
+    options = config.tokenizer
     if config.init_from:
+        dict(options)  # configs name a tokenizer for runs from scratch: the source's counts as it
         return tokenizer.Tokenizer.load(pathlib.Path(config.init_from) / encoders.TOKENIZER)
-    if options["path"]:
-        return tokenizer.Tokenizer.load(options["path"])
-    source = _open(config, "train", task)
-    if options["source"]:
-        source = sources.open_source(options["source"], task="lm", key="tokenizer.source")
-    size, kind = options["vocab_size"], options["type"]
+    if options.path:
+        return tokenizer.Tokenizer.load(options.path)
+    if options.source:
+        source = sources.open_source(options.source, task="lm", key="tokenizer.source")
+    else:
+        source = _open(config, config.data.train, "data.train")
+    size, kind = options.vocab_size, options.type
     return tokenizer.cached(source, vocab_size=size, model_type=kind, cache_dir=where)
 
 
@@ -206,34 +217,37 @@ def _transformer(config: Reader, pieces: tokenizer.Tokenizer, seq_len: int) -> T
 def _token_stores(
     config: Reader, where: pathlib.Path
 ) -> tuple[encoders.TokenEncoder, dict[str, Split]]:
-    name, seq_len = config.objective.name, config.train.seq_len
-    pieces = _tokenizer(config, name, where)
-    splits = {}
-    for split in SPLITS:
-        source = _open(config, split, name)
-        if source is not None:
-            rows = store.build(
-                source,
-                pieces,
-                seq_len=seq_len,
-                cache_dir=where,
-                packing=config.data.packing,
-                key=f"data.{split}",
-            )
-            about = {"name": source.name, "fingerprint": source.fingerprint()}
-            about |= {"examples": rows.stats.num_documents, **dataclasses.asdict(rows.stats)}
-            splits[split] = Split(rows, about)
-    return encoders.TokenEncoder(pieces, name, (), seq_len), splits
+    encoder = encoders.TokenEncoder(
+        _tokenizer(config, where), config.objective.name, (), config.train.seq_len
+    )
+    splits = {
+        split: _token_store(config, encoder, source, f"data.{split}")
+        for split, source in _splits(config)
+    }
+    return encoder, splits
+
+
+def _token_store(
+    config: Reader, encoder: encoders.TokenEncoder, source: sources.Source, key: str
+) -> Split:
+    rows = store.build(
+        source,
+        encoder.tokenizer,
+        seq_len=encoder.seq_len,
+        cache_dir=cache_dir(config),
+        packing=config.data.packing,
+        key=key,
+    )
+    about = {"name": source.name, "fingerprint": source.fingerprint()}
+    about |= {"examples": rows.stats.num_documents, **dataclasses.asdict(rows.stats)}
+    return Split(rows, about)
 
 
 def _examples(config: Reader) -> Found:
     """The examples of each split that the config names, sampled as it says."""
     task, data = config.objective.name, config.data
     found = {}
-    for split in SPLITS:
-        source = _open(config, split, task)
-        if source is None:
-            continue
+    for split, source in _splits(config):
         examples = list(source)
         limits = {
             "train": (data.limit, config.seed),
@@ -248,7 +262,19 @@ def _examples(config: Reader) -> Found:
     return found
 
 
-def encode_split(encoder: Encoder, source: sources.Source, examples: list[dict], key: str) -> Split:
+def read_split(
+    config: Reader, encoder: Encoder, spec: str, key: str, columns: Mapping[str, str]
+) -> Split:
+    """Any source, for a task that is there: read as ``config.data`` says but for ``columns``."""
+    source = _open(config, spec, key, columns)
+    if encoder.task in LANGUAGE_MODELS:
+        return _token_store(config, encoder, source, key)
+    return _encode_split(encoder, source, list(source), key)
+
+
+def _encode_split(
+    encoder: Encoder, source: sources.Source, examples: list[dict], key: str
+) -> Split:
     """Examples of a source as columns; ``key`` is the config key named in errors."""
     about = {"name": source.name, "fingerprint": source.fingerprint(), "examples": len(examples)}
     return Split(Columns(encoder.encode(examples, key)), about, examples)
@@ -259,9 +285,10 @@ def _label_names(config: Reader, source: sources.Source, examples: list[dict]) -
     return labels.label_names(source if config.data.limit else examples, config.objective.name)
 
 
-def _token_encoder(config: Reader, found: Found, where: pathlib.Path) -> encoders.TokenEncoder:
+def _token_encoder(
+    config: Reader, found: Found, pieces: tokenizer.Tokenizer
+) -> encoders.TokenEncoder:
     task = config.objective.name
-    pieces = _tokenizer(config, task, where)
     longest = [labels.row_lengths(examples, pieces).max() for _, examples in found.values()]
     seq_len = labels.fit_length(longest, config.train.seq_len)
     return encoders.TokenEncoder(pieces, task, _label_names(config, *found["train"]), seq_len)

@@ -24,7 +24,7 @@ from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pretrain import cli, evaluators, host, optim, record, sharding, state, tasks
+from pretrain import cli, evaluators, host, optim, probe, record, sharding, state, tasks
 from pretrain import config as configs
 from pretrain.budget import Periodic, Units
 from pretrain.checkpoint import BEST, LAST, Checkpointer, graft, load_params
@@ -89,7 +89,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
                 f"config.init_from: {config.init_from} holds a {source['name']} model, "
                 f"expected {config.model.name}"
             )
-        config.model.update({k: v for k, v in source.items() if k not in RUNTIME_FIELDS})
+        config, replaced = configs.inherit(config, source, RUNTIME_FIELDS)
+        if replaced:
+            logger.warning("config.init_from: the source's values replace %s", ", ".join(replaced))
     return config
 
 
@@ -205,9 +207,15 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         for split, limit in (("validation", read.evals.batches), ("test", 0))
         if split in task.splits
     }
+    probes, probe_every = {}, {}
+    for name in read.evals.probes if task.objective.name in tasks.LANGUAGE_MODELS else ():
+        every = read.evals.probes[name].every
+        probe_every[name] = units.budget(every, f"evals.probes.{name}.every", budget)
+        probes[name] = probe.create(read, name, task.encoder.tokenizer, mesh)
     best_metric = read.checkpoint.best if "validation" in scores_of else ""
     if best_metric:
         evaluators.check_metric(best_metric, scores_of["validation"])
+    sharding.check_sharded(state.abstract(task.objective, optimizer, mesh).params, mesh)
     init_key, step_key = jax.random.split(jax.random.key(read.seed))
     train_state, counters = start(task, optimizer, mesh, init_key, read.init_from, workdir)
     step = int(train_state.step)
@@ -218,15 +226,16 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     best = Checkpointer(workdir / BEST) if best_metric else None
     if best is not None:
         best.discard_after(step)
+        if not best.has(counters.best_step):  # none yet, or a later one took its place
+            counters.best_score, counters.best_step = math.nan, 0
     if step:
         print(f"continuing {workdir} at step {step}", flush=True)
     about = record.describe(task, state.count_params(train_state.params), read)
     feed = batches(task, read, mesh, batch_size, step)
     batch, tokens = next(feed)
-    shapes = tuple(sorted((name, x.shape, x.dtype) for name, x in batch.items()))
     compiling = time.perf_counter()
     compiled = state.compile_train_step(
-        task.objective, optimizer, mesh, read.train.accumulate, shapes
+        task.objective, optimizer, mesh, read.train.accumulate, state.shapes(batch)
     )
     compile_seconds = time.perf_counter() - compiling  # next to none where another run did it
     for name in read.unread():
@@ -236,7 +245,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     step_key = jax.device_put(step_key, replicated)
     evaluation_due = Periodic(evaluate_every, step, counters.seconds)
     save_due = Periodic(save_every, step, counters.seconds)
-    progress, scores = budget.progress(step, counters.seconds), {}
+    probe_due = {n: Periodic(e, step, counters.seconds) for n, e in probe_every.items()}
+    progress, scores, probed = budget.progress(step, counters.seconds), {}, {}
     with (
         contextlib.closing(last),
         contextlib.closing(best) if best is not None else contextlib.nullcontext(),
@@ -271,6 +281,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                     counters.best_score = scores["validation"][best_metric]
                     counters.best_step = step
                     best.save(train_state, dataclasses.asdict(counters))
+            for name, fine_tuned in probes.items():
+                if probe_due[name].due(step, counters.seconds) or progress == 1.0:
+                    probed[name] = fine_tuned(train_state.params)
+                    monitor.evaluated(step, probed[name], f"probe/{name}")
             stopped = sigterm.came and progress < 1.0
             if save_due.due(step, counters.seconds) or progress == 1.0 or stopped:
                 monitor.flush()
@@ -286,11 +300,13 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         if best is not None and counters.best_step != step:
             best.wait()
             params, chosen = load_params(workdir, mesh)
-            scores = {}
+            scores, probed = {}, {}
         for split, scores_on in scores_of.items():
             if split not in scores:
                 scores[split] = scores_on(params)
             monitor.finished(step, split, chosen, scores[split])
+        for name in probes.keys() - probed.keys():
+            probed[name] = probes[name](params)
         result = about | {
             "train": {
                 "steps": step,
@@ -304,13 +320,14 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                 "final_loss": counters.loss,
             },
             "scores": scores,
+            "probes": probed,
             "selection": {"metric": best_metric or "loss", "step": chosen},
             "latency_ms": record.latency(task, params),
             "config_hash": configs.digest(config),
         }
         last.wait()  # a result says that all is on disk
         write_json(workdir / RESULT, result)
-    return result
+    return read_json(workdir / RESULT)
 
 
 def main() -> None:

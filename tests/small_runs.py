@@ -63,9 +63,12 @@ def overrides(name: str, arg: str, data: pathlib.Path) -> dict:
         changes |= {"data.train": str(data / "corpus.txt")}
         changes |= {"data.validation": str(data / "corpus.txt")}
     else:
-        changes |= {"data.train": str(data / f"train.{suffix}"), "data.text": "0"}
-        changes |= {"data.validation": str(data / f"test.{suffix}"), "data.label": "1"}
-        changes |= {"data.test": str(data / f"test.{suffix}")}
+        changes |= {"data.train": str(data / f"train.{suffix}")}
+        changes |= {
+            f"data.{split}": str(data / f"test.{suffix}") for split in ("validation", "test")
+        }
+    if suffix == "tsv":
+        changes |= {"data.text": "0", "data.label": "1"}
     if name == "linear":
         return changes | {"model.num_features": 2**12}
     changes |= MODEL | {"train.seq_len": 32, "train.batch_size": 8, "train.budget": "12 steps"}

@@ -60,6 +60,9 @@ def test_choices_decide_which_keys_there_are():
     assert "mask_rate" not in configs.base(objective="causal").objective
     assert "memory" in configs.base(optimizer="lbfgs").optimizer
     assert "tokenizer" not in configs.base(model="linear", objective="classify")
+    for objective, columns in configs.COLUMNS.items():
+        data = set(configs.base(objective=objective).data)
+        assert data & {"text", "label", "tokens", "tags", "document"} == set(columns) - {"format"}
     with pytest.raises(UserError, match=r"objective\.name: found 'mlmm', expected one of mlm"):
         configs.base(objective="mlmm")
     with pytest.raises(AttributeError):
@@ -106,6 +109,24 @@ def test_differences_name_the_keys_and_both_values():
         "optimizer.lr: 0.001 there, 0.5 here",
     ]
     assert configs.differences({"a": {"b": 1}}, {}) == ["a.b: 1 there, None here"]
+    many = configs.differences(dict.fromkeys("abcdefgh", 1), {})
+    assert len(many) == 6 and many[0] == "a: 1 there, None here" and many[-1] == "and 3 more"
+
+
+def test_a_model_is_inherited_and_what_was_set_is_named():
+    config = configs.base(objective="classify")
+    config.model.num_layers = 7  # set, and not the source's
+    config.model.ffn_size = 64  # set to what the source has
+    config.model.dropout = 0.3  # kept
+    source = configs.base().model.to_dict()
+    source |= {"num_layers": 4, "ffn_size": 64, "hidden_size": 32, "dropout": 0.0, "newer": 1}
+    before = config.to_dict()
+    got, replaced = configs.inherit(config, source, keep=("dropout",))
+    assert replaced == ["model.num_layers"]
+    assert (got.model.num_layers, got.model.ffn_size, got.model.hidden_size) == (4, 64, 32)
+    assert got.model.dropout == 0.3 and "newer" not in got.model
+    assert config.to_dict() == before
+    assert configs.inherit(configs.base(), configs.base().model.to_dict())[1] == []
 
 
 @pytest.mark.parametrize(
@@ -148,11 +169,19 @@ def test_reader_knows_what_was_not_read():
         _ = section.x
 
 
+def test_keys_at_their_default_are_not_called_set():
+    config = configs.base()
+    config.tokenizer.path, config.tokenizer.vocab_size = "a.model", 400
+    read = configs.Reader(config)
+    assert read.unread() == ["tokenizer.path", "tokenizer.vocab_size"]
+    assert read.tokenizer.path and read.unread() == ["tokenizer.vocab_size"]
+
+
 def test_numbers_have_ranges():
     for model, objective, optimizer in (
         ("transformer", "mlm", "adamw"),
         ("transformer", "causal", "adamw"),
-        ("linear", "tag", "lbfgs"),
+        ("linear", "tag", "adamw"),
     ):
         configs.check(configs.base(model, objective, optimizer))
     everything = set()
@@ -168,8 +197,41 @@ def test_numbers_have_ranges():
         ("model.dropout", 1.0, "found 1.0, expected from 0 to below 1"),
         ("objective.mask_rate", 1.5, "found 1.5, expected from 0 to below 1"),
         ("optimizer.warmup", float("nan"), "found nan, expected from 0 to below 1"),
+        ("optimizer.b2", 1.0, "found 1.0, expected from 0 to below 1"),
+        ("optimizer.eps", 0.0, "found 0.0, expected more than 0"),
+        ("objective.mask_prob", -0.1, "found -0.1, expected from 0 to 1"),
+        ("objective.random_prob", 0.3, "found 0.3 with mask_prob 0.8, expected at most 1 tog"),
     ):
         config = configs.base()
         configs.set_key(config, key, value)
         with pytest.raises(UserError, match=f"{key}: {said}"):
             configs.check(config)
+    config = configs.base()
+    config.objective.mask_prob, config.objective.random_prob = 0.7, 0.3
+    configs.check(config)
+
+
+def test_lbfgs_needs_the_same_loss_at_every_step():
+    def config(model="transformer", objective="classify", **changes):
+        config = configs.base(model, objective, "lbfgs")
+        values = {"train.batch_size": 0} | {k.replace("__", "."): v for k, v in changes.items()}
+        dropout = ("model.dropout", "model.attention_dropout", "objective.head_dropout")
+        values = dict.fromkeys(set(dropout) & configs.flatten(config).keys(), 0.0) | values
+        for key, value in values.items():
+            configs.set_key(config, key, value)
+        return config
+
+    configs.check(config())
+    configs.check(config("linear"))
+    for changes, said in (
+        ({"train__batch_size": 8}, r"train\.batch_size: found 8, expected 0: the line search"),
+        ({"train__accumulate": 2}, r"train\.accumulate: found 2, expected 1"),
+        ({"model__dropout": 0.1}, r"model\.dropout: found 0\.1, expected 0"),
+        ({"model__attention_dropout": 0.1}, r"model\.attention_dropout: found 0\.1"),
+        ({"objective__head_dropout": 0.1}, r"objective\.head_dropout: found 0\.1"),
+        ({"optimizer__tolerance": 0.0}, r"optimizer\.tolerance: found 0\.0, expected more than 0"),
+        ({"optimizer__memory": 0}, r"optimizer\.memory: found 0, expected at least 1"),
+        ({"objective": "mlm"}, r"optimizer\.name: found 'lbfgs' with objective\.name 'mlm'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            configs.check(config(**changes))

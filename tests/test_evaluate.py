@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import accuracy_score
 from sklearn.metrics import f1_score as macro_f1
 
-from pretrain import evaluate
+from pretrain import evaluate, evaluators
 from pretrain.errors import UserError
 from pretrain.files import read_json, read_jsonl
 from tests import small_runs
@@ -90,3 +90,40 @@ def test_predictions_are_written_once(small_run, small_data, tmp_path):
     again = command(workdir, f"--predictions={out}")
     assert again.returncode == 1 and out.read_bytes() == before
     assert again.stderr == f"error: --predictions: {out} exists; expected a new file\n"
+
+
+def test_what_cannot_be_done_is_told_before_anything_is_computed(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_params", None)
+    monkeypatch.setattr(evaluate.tasks, "read_split", None)
+    classifier, language = small_run("linear", "lr"), small_run("gpt", "tiny,seq=32")
+    for workdir, options, said in (
+        (classifier, {"predictions": tmp_path / "no" / "a.jsonl"}, "--predictions: .*not a folder"),
+        (classifier, {"predictions": tmp_path}, "--predictions: .* exists; expected a new file"),
+        (language, {"predictions": tmp_path / "a.jsonl"}, "a language model .causal. labels noth"),
+        (classifier, {"columns": {"tags": "t"}}, "--tags: the task classify reads format, text, l"),
+        (classifier, {"batch_size": -1}, "--batch_size: found -1, expected at least 1"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate.run(workdir, **options)
+
+
+def test_scores_and_predictions_come_from_one_pass(small_run, tmp_path, monkeypatch):
+    """And a failure on the way leaves no file."""
+    passes = []
+    stacked = evaluators.Batches.stacked
+    monkeypatch.setattr(
+        evaluators.Batches, "stacked", lambda *args: passes.append(1) or stacked(*args)
+    )
+    workdir, out = small_run("linear", "ner"), tmp_path / "out.jsonl"
+    name, scores = evaluate.run(workdir, predictions=out)
+    assert len(passes) == 1 and len(read_jsonl(out)) == 30 and name.endswith("test.conll")
+    assert scores == evaluate.evaluate(workdir)
+
+    def broken(*_):
+        yield {"text": "first"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluators.EntityScores, "records", broken)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(workdir, predictions=tmp_path / "other.jsonl")
+    assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]

@@ -36,7 +36,7 @@ class Names:
     """The part of an encoder that evaluators read."""
 
     def __init__(self, *names):
-        self.label_names = names
+        self.label_names, self.encode = names, encode
 
 
 def evaluator(name, dataset, names=(), examples=None, batch_size=4, batches=0):
@@ -77,7 +77,7 @@ def test_windows_of_a_document_are_one_prediction(documents):
     scores = documents(jnp.asarray(LOG_PROBS))
     assert scores["accuracy"] == 3 / 4
     assert scores["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
-    records = list(documents.predictions(jnp.asarray(LOG_PROBS)))
+    records = list(documents.records(*documents.predict(jnp.asarray(LOG_PROBS))))
     assert [r["prediction"] for r in records] == ["a", "c", "b", "b"]
     assert [r["text"] for r in records] == [f"text {i}" for i in range(4)]
     merged = np.sqrt(np.exp(LOG_PROBS[0] + LOG_PROBS[1]))
@@ -86,18 +86,31 @@ def test_windows_of_a_document_are_one_prediction(documents):
     assert records[1]["probabilities"] == pytest.approx({"a": 0.1, "b": 0.2, "c": 0.7}, rel=1e-5)
 
 
-def test_only_so_many_batches_where_asked():
-    dataset = Columns(
-        {
-            "tokens": tokens([0, 2, 3, 3]),
-            "example": np.arange(4, dtype=np.int32),
-            "labels": np.array([0, 2, 0, 0], np.int32),
-            "weights": np.ones(4, np.float32),
-        }
-    )
-    limited = evaluator("classify", dataset, CLASSES, batch_size=2, batches=1)
-    assert limited(jnp.asarray(LOG_PROBS))["accuracy"] == 1.0
-    assert evaluator("classify", dataset, CLASSES)(jnp.asarray(LOG_PROBS))["accuracy"] == 0.5
+def encode(examples, key="data.test"):
+    """Two windows for numbers above 6; the model is wrong where a number is 1 modulo 3."""
+    assert key == "data.test"
+    windows = [1 + (int(e["text"]) > 6) for e in examples]
+    example = np.repeat(np.arange(len(examples)), windows)
+    kinds = np.array([int(e["text"]) % 3 for e in examples])
+    return {
+        "tokens": tokens(np.array([0, 3, 2])[kinds[example]]),
+        "example": example.astype(np.int32),
+        "labels": np.where(kinds == 1, 0, kinds)[example].astype(np.int32),
+        "weights": (1 / np.array(windows))[example].astype(np.float32),
+    }
+
+
+def test_a_sample_has_whole_examples():
+    """Of eight documents with one or two windows, one batch of four rows holds numbers 0 and 4."""
+    examples = [{"text": t} for t in "91147711"]
+    examples[4] = {"text": "8"}
+    limited = evaluator("classify", Columns(encode(examples)), CLASSES, examples, batches=1)
+    predicted = limited.predict(jnp.asarray(LOG_PROBS))
+    assert limited.scores(*predicted)["accuracy"] == 1.0, "the other six are wrong"
+    records = list(limited.records(*predicted))
+    assert [(r["text"], r["prediction"]) for r in records] == [("9", "a"), ("8", "c")]
+    everything = evaluator("classify", Columns(encode(examples)), CLASSES, examples, batches=3)
+    assert everything(jnp.asarray(LOG_PROBS))["accuracy"] == 2 / 8
 
 
 def test_entities_of_words_in_their_order():
@@ -125,7 +138,7 @@ def test_entities_of_words_in_their_order():
     scores = entities(jnp.asarray(wanted))
     assert (scores["precision"], scores["recall"]) == (pytest.approx(2 / 3), 1.0)
     assert scores["f1/X"] == scores["f1"] == pytest.approx(0.8)
-    records = list(entities.predictions(jnp.asarray(wanted)))
+    records = list(entities.records(*entities.predict(jnp.asarray(wanted))))
     assert records[0]["prediction"] == ["O", "B-X", "I-X", "O", "B-X"]
     assert records[0]["spans"] == [
         {"type": "X", "start": 1, "end": 3, "text": ["q", "r"]},
@@ -135,32 +148,42 @@ def test_entities_of_words_in_their_order():
 
 
 class Store(Columns):
-    """A data set that knows how many bytes its text has, as token stores do."""
+    """A data set that knows how many bytes its text has, as token stores do: four a token."""
 
-    stats = Stats(num_rows=5, num_tokens=50, num_documents=5, num_bytes=200, unigram_entropy=1.0)
+    def __init__(self, seconds, lengths=None):
+        segment_ids = np.arange(6) < np.array(lengths or [6] * len(seconds))[:, None]
+        super().__init__({"tokens": tokens(seconds), "segment_ids": segment_ids.astype(np.int32)})
+        count = int(segment_ids.sum())
+        self.stats = Stats(len(seconds), count, len(seconds), 4 * count, unigram_entropy=1.0)
 
 
 @pytest.mark.parametrize("name", ["mlm", "causal"])
 def test_language_models_are_scored_over_all_rows(name):
     """The copies of row 0 that fill the last batch weigh nothing."""
     losses = np.array([[30.0], [20], [10], [7], [5]], np.float32)
-    scores = evaluator(name, Store({"tokens": tokens([0, 1, 2, 3, 4])}))(jnp.asarray(losses))
+    scores = evaluator(name, Store([0, 1, 2, 3, 4]))(jnp.asarray(losses))
     assert scores["loss"] == pytest.approx(72 / 50)
     assert scores["perplexity"] == pytest.approx(math.exp(72 / 50))
     if name == "causal":
-        assert scores["bits_per_byte"] == pytest.approx(72 / math.log(2) / 200)
+        assert scores["bits_per_byte"] == pytest.approx(72 / math.log(2) / 120)
     else:
         assert "bits_per_byte" not in scores
-    partial = evaluator(name, Store({"tokens": tokens([0, 1, 2, 3, 4])}), batches=1)
+
+
+def test_a_sample_of_a_store_is_evenly_spaced():
+    """Not its beginning, and in bits per byte of just the rows' own text."""
+    losses = np.array([[30.0], [20], [10], [7], [5]], np.float32)
+    store = Store([0, 0, 1, 1, 2, 2, 3, 3, 4, 4], [6, 1, 6, 1, 2, 1, 6, 1, 6, 1])
+    partial = evaluator("causal", store, batches=1)  # rows 0, 2, 5 and 7
     scores = partial(jnp.asarray(losses))
     assert scores["loss"] == pytest.approx(67 / 40)
-    if name == "causal":
-        assert scores["bits_per_byte"] == pytest.approx(67 / math.log(2) / 160)
+    assert scores["bits_per_byte"] == pytest.approx(67 / math.log(2) / (4 * (6 + 6 + 1 + 1)))
+    assert partial(jnp.asarray(losses)) == scores
 
 
 def test_batches_divide_over_the_mesh():
     with pytest.raises(UserError, match=r"config\.evals\.batch_size: 3 rows do not divide"):
-        evaluator("mlm", Store({"tokens": tokens([0])}), batch_size=3)
+        evaluator("mlm", Store([0]), batch_size=3)
 
 
 def test_better_is_lower_for_losses_and_higher_for_the_rest():

@@ -74,6 +74,13 @@ def test_each_record_has_the_tokens_of_its_own_step(tmp_path):
     assert counters.loss == 5.0 and json.dumps(records)
 
 
+def test_scores_that_are_no_numbers_are_null(tmp_path):
+    with monitor(tmp_path, Counters()) as running:
+        running.evaluated(5, {"loss": math.nan, "perplexity": math.inf})
+    (record,) = read_jsonl(tmp_path / "metrics.jsonl")
+    assert record["validation/loss"] is None and record["validation/perplexity"] is None
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_diverged_loss_ends_the_run(tmp_path, loss):
     with monitor(tmp_path, Counters()) as running:

@@ -70,12 +70,14 @@ def test_a_masked_language_model_fills_masks(untrained):
     for candidates, place in zip(record["masks"], (ids.index(4), len(ids) - 2), strict=True):
         best = np.sort(probabilities[place])[::-1][:3]
         assert [c["probability"] for c in candidates] == pytest.approx(best.tolist(), rel=1e-3)
-        top = pieces.decode([int(probabilities[place].argmax())])
-        assert candidates[0]["piece"] == top
+        assert candidates[0]["piece"] == pieces.pieces[probabilities[place].argmax()]
     with pytest.raises(UserError, match=r"text: no \[MASK\] in 'the cat'"):
         list(predict(workdir, ["the cat"]))
     with pytest.raises(UserError, match="tokens, expected at most the 32 of a row"):
         list(predict(workdir, ["[MASK] " + "cat " * 40]))
+    for options, flag in (({"top": 0}, "--top"), ({"tokens": -1}, "--tokens")):
+        with pytest.raises(UserError, match=f"{flag}: found -?[01], expected at least 1"):
+            list(predict(workdir, ["a [MASK]"], **options))
 
 
 def test_a_causal_model_continues_a_text(untrained):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from pretrain import sharding
+from configs import bert
+from pretrain import sharding, state
 from pretrain.errors import UserError
 from tests import tiny
 
@@ -81,6 +82,36 @@ def test_boxed_trees_get_shardings_and_scalars_are_replicated():
     }
     specs = {name: s.spec for name, s in sharding.shardings(boxed, mesh).items()}
     assert specs == {"kernel": P("fsdp", None), "history": P(None, "fsdp", None), "count": P()}
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"tensor": 2}, {"fsdp": 4, "tensor": 2}], ids=str)
+def test_nearly_all_of_a_model_is_split(sizes):
+    """Of configs/bert.py:tiny, also where the vocabulary does not divide."""
+    shape = bert.get_config("tiny").model.to_dict()
+    shape = {k: v for k, v in shape.items() if k != "name"} | {"vocab_size": 4096}
+    mesh = tiny.mesh(**sizes)
+    objective = tiny.mlm(**shape)
+    sharding.check_sharded(state.abstract(objective, tiny.adamw(), mesh).params, mesh)
+    if "fsdp" in sizes:
+        objective = tiny.mlm(**shape | {"vocab_size": 4095})
+        sharding.check_sharded(state.abstract(objective, tiny.adamw(), mesh).params, mesh)
+
+
+def test_a_model_that_stays_whole_is_refused():
+    """Seven heads do not divide over two devices, nor do 63 pieces; one device splits nothing."""
+    objective = tiny.mlm(vocab_size=63, num_heads=7, hidden_size=28)
+    mesh = tiny.mesh(data=2, tensor=2)
+    params = state.abstract(objective, tiny.adamw(), mesh).params
+    with pytest.raises(
+        UserError, match=r"config\.mesh: \{'tensor': 2\} splits no dimension of"
+    ) as e:
+        sharding.check_sharded(params, mesh)
+    whole = sum(leaf.size for leaf in jax.tree.leaves(params) if "tensor" not in leaf.sharding.spec)
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert f"of {whole / total:.2%} of the parameters, expected at most 2%" in str(e.value)
+    assert "the largest: trunk/word/embedding (63, 28), trunk/layers/attention/" in str(e.value)
+    mesh = tiny.mesh(data=8)
+    sharding.check_sharded(state.abstract(objective, tiny.adamw(), mesh).params, mesh)
 
 
 def test_batches_divide_over_devices_and_micro_batches():

@@ -25,7 +25,7 @@ CASES = {
 def compiled(objective, batch, mesh, accumulate=1, seed=1):
     """A function that makes one update of a state, and where that state lies."""
     optimizer = tiny.adamw(clip=1.0)
-    shapes = tuple(sorted((k, v.shape, v.dtype) for k, v in batch.items()))
+    shapes = state.shapes(batch)
     step = state.compile_train_step(objective, optimizer, mesh, accumulate, shapes)
     layout = jax.tree.map(lambda x: x.sharding, state.abstract(objective, optimizer, mesh))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -156,7 +156,7 @@ def test_lbfgs_reaches_the_minimum_of_a_penalised_loss():
 
 def batch_minimum(objective, optimizer, batch):
     mesh = tiny.mesh()
-    shapes = tuple(sorted((k, v.shape, v.dtype) for k, v in batch.items()))
+    shapes = state.shapes(batch)
     step = state.compile_train_step(objective, optimizer, mesh, 1, shapes)
     train_state = state.sharded_init(objective, optimizer, mesh, jax.random.key(0))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

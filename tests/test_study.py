@@ -1,6 +1,7 @@
 """The runner: order, keys, reuse, failure, selection, the flat table. Training is a fake."""
 
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -246,6 +247,26 @@ def test_curve_interpolates_tokens_and_the_later_line_counts(tmp_path):
     # 15 lies halfway between 10 (100 tokens) and 20 (300).
     assert results.loss_curve(path, 40, 700) == [[15, 200, 5.5], [20, 300, 5.0]]
     assert results.loss_curve(tmp_path / "absent.jsonl", 40, 700) == []
+
+
+def test_a_score_that_is_null_is_there_but_not_a_number(tmp_path):
+    """It ranks last among candidates, is null again in the table, and leaves a gap in the curve."""
+    labels = dict(model="M", task="T", labels=1, seed=0)
+    rows = [
+        results.finished_row(
+            labels | {"name": name},
+            {"task": "tag", "scores": {"validation": {"f1": score}}, "selection": {"metric": "f1"}},
+            tmp_path / "metrics.jsonl",
+        )
+        for name, score in (("a", None), ("b", 0.1))
+    ]
+    results.write(tmp_path, rows)
+    assert '"scores.validation.f1": null' in (tmp_path / "results.jsonl").read_text()
+    diverged, chosen = results.read(tmp_path)
+    assert chosen["selected"] and not diverged["selected"]
+    assert math.isnan(diverged["scores.validation.f1"])
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "validation/loss": null}\n')
+    assert results.loss_curve(tmp_path / "metrics.jsonl", 2, 2) == []
 
 
 def test_long_curve_is_thinned_and_keeps_its_end(tmp_path):

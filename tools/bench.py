@@ -2,18 +2,22 @@
 
     python -m tools.bench
     python -m tools.bench --peer_python=/path/to/python    (with torch and transformers installed)
+    python -m tools.bench --layers=12 --width=768
 
 Each contestant is a process of its own that runs a block of steps when told; blocks alternate, so
 that a machine whose speed drifts slows all alike. Reported: the median over rounds of the ratio
 within a round.
 
-  step    the masked-language-model train step of `configs/bert.py:mini` (4 layers, 256 wide, 4
-          heads, FFN 1024), 8192 pieces, batch 32 x 128, dropout 0.1, AdamW
+  step    the masked-language-model train step of `configs/bert.py` with heads of 64 and an FFN
+          four times as wide, 8192 pieces, batch 32 x 128, dropout 0.1, AdamW
   input   drawing the batches of that step from a token store
   peer    the same step by transformers' BertForMaskedLM in PyTorch, float32, fused AdamW
 """
 
+import atexit
+import contextlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,8 +27,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pretrain.errors import UserError
+
 BATCH, SEQ, VOCAB, MASKED = 32, 128, 8192, 20
-LAYERS, WIDTH, HEADS = 4, 256, 4
+HEAD_SIZE, FFN_RATIO = 64, 4
 
 
 def tokens() -> np.ndarray:
@@ -32,7 +38,7 @@ def tokens() -> np.ndarray:
     return np.random.default_rng(0).integers(5, VOCAB, (BATCH, SEQ)).astype(np.int32)
 
 
-def step_worker() -> Callable[[], None]:
+def step_worker(layers: int, width: int) -> Callable[[], None]:
     """One update of ours, waited for."""
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
@@ -44,8 +50,10 @@ def step_worker() -> Callable[[], None]:
     from pretrain.objectives.mlm import MaskedLM
 
     host.keep_freed_memory()
-    config = bert.get_config("mini")
-    section = {k: v for k, v in config.model.items() if k != "name"} | {"vocab_size": VOCAB}
+    config = bert.get_config()
+    shape = dict(vocab_size=VOCAB, num_layers=layers, hidden_size=width)
+    shape |= dict(num_heads=width // HEAD_SIZE, ffn_size=FFN_RATIO * width)
+    section = {k: v for k, v in config.model.items() if k != "name"} | shape
     objective = MaskedLM(LanguageModel(TransformerConfig(**section)), 4, 5, MASKED / SEQ, 0.8, 0.1)
     optimizer = optim.create(**config.optimizer)
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
@@ -67,17 +75,17 @@ def step_worker() -> Callable[[], None]:
     return run
 
 
-def peer_worker() -> Callable[[], None]:
+def peer_worker(layers: int, width: int) -> Callable[[], None]:
     """One update of transformers and PyTorch; imported from the peer's environment."""
     import torch
     from transformers import BertConfig, BertForMaskedLM
 
     config = BertConfig(
         vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=4 * WIDTH,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // HEAD_SIZE,
+        intermediate_size=FFN_RATIO * width,
     )
     model = BertForMaskedLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -94,7 +102,7 @@ def peer_worker() -> Callable[[], None]:
     return run
 
 
-def input_worker() -> Callable[[], None]:
+def input_worker(*_shape: int) -> Callable[[], None]:
     """One batch of the loader, from a token store of random words on disk."""
     from pretrain.data import store
     from pretrain.data import tokenizer as tokenizers
@@ -115,6 +123,7 @@ def input_worker() -> Callable[[], None]:
 
     pieces = tokenizers.train(texts, vocab_size=330)
     folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
     rows = store.build(Source(), pieces, seq_len=SEQ, cache_dir=folder, progress=False)
     batches = train_batches(rows, batch_size=BATCH, seed=0, start_step=0, num_steps=2**40)
     return lambda: next(batches)
@@ -124,9 +133,9 @@ SERVE = "serve"  # first argument of a worker process
 WORKERS = {"step": step_worker, "peer": peer_worker, "input": input_worker}
 
 
-def serve(name: str) -> None:
+def serve(name: str, layers: str, width: str) -> None:
     """Runs as many steps as each line on standard input says; answers with seconds per step."""
-    run = WORKERS[name]()
+    run = WORKERS[name](int(layers), int(width))
     for _ in range(3):
         run()
     print(json.dumps("ready"), flush=True)
@@ -141,8 +150,8 @@ def serve(name: str) -> None:
 class Contestant:
     """A worker process."""
 
-    def __init__(self, name: str, python: str):
-        command = [python, "-m", "tools.bench", SERVE, name]
+    def __init__(self, python: str, name: str, layers: int, width: int):
+        command = [python, "-m", "tools.bench", SERVE, name, str(layers), str(width)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -151,7 +160,7 @@ class Contestant:
     def _read(self) -> float:
         line = self._process.stdout.readline()
         if not line:
-            sys.exit("error: the worker ended; its error stands above")
+            raise UserError("the worker ended; its error stands above")
         return json.loads(line)
 
     def seconds(self, count: int) -> float:
@@ -164,12 +173,18 @@ class Contestant:
         self._process.wait()
 
 
-def compare(peer_python: str, num_rounds: int, steps: int) -> None:
+def compare(layers: int, width: int, peer_python: str, num_rounds: int, steps: int) -> None:
     """Runs the rounds and prints the medians."""
+    if min(layers, num_rounds, steps) < 1:
+        raise UserError("--layers, --rounds, --steps: expected at least 1")
+    if width < HEAD_SIZE or width % HEAD_SIZE:
+        raise UserError(f"--width: found {width}, expected a multiple of {HEAD_SIZE}")
+    if peer_python and shutil.which(peer_python) is None:
+        raise UserError(f"--peer_python: {peer_python} is no program")
     pythons = {"step": sys.executable, "input": sys.executable}
     if peer_python:
         pythons["peer"] = peer_python
-    contestants = {name: Contestant(name, python) for name, python in pythons.items()}
+    contestants = {n: Contestant(python, n, layers, width) for n, python in pythons.items()}
     counts = {"step": steps, "peer": steps, "input": 50}
     rounds = [
         {name: contestant.seconds(counts[name]) for name, contestant in contestants.items()}
@@ -196,15 +211,23 @@ def main() -> None:
 
     from pretrain import cli
 
+    flags.DEFINE_integer("layers", 4, "Of the encoder.")
+    flags.DEFINE_integer("width", 256, "Of the encoder, a multiple of 64.")
     flags.DEFINE_string("peer_python", "", "Python with torch and transformers; '': no peer.")
     flags.DEFINE_integer("rounds", 7, "Rounds of blocks.")
     flags.DEFINE_integer("steps", 3, "Train steps in a block.")
     values = flags.FLAGS
-    cli.main(lambda: compare(values.peer_python, values.rounds, values.steps), __doc__)
+    cli.main(
+        lambda: compare(
+            values.layers, values.width, values.peer_python, values.rounds, values.steps
+        ),
+        __doc__,
+    )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [SERVE]:  # a peer's environment has none of our dependencies
-        serve(sys.argv[2])
+        with contextlib.suppress(KeyboardInterrupt):  # the parent tells
+            serve(*sys.argv[2:])
     else:
         main()

@@ -15,6 +15,7 @@ from absl import flags
 from pretrain import cli
 from pretrain.data import sources, tokenizer
 from pretrain.errors import UserError
+from pretrain.files import check_new
 
 _SOURCE = flags.DEFINE_string(
     "source", None, "What to train on: files, a glob, a URL or a named source (docs/data.md)."
@@ -36,7 +37,9 @@ _COVERAGE = flags.DEFINE_float(
     "character_coverage", 0.9995, "Share of characters with a piece of their own; others are bytes."
 )
 _MAX_SENTENCES = flags.DEFINE_integer(
-    "max_sentences", 20_000, "Train on a uniform sample of so many texts of 1000 characters."
+    "max_sentences",
+    20_000,
+    "Train on a uniform sample of at most so many texts of 1000 characters.",
 )
 _FORMAT = flags.DEFINE_string("format", "", "Format of the source; by default by its extension.")
 _TEXT = flags.DEFINE_string("text", "text", "Column or key that holds the text.")
@@ -44,6 +47,7 @@ _DOCUMENT = flags.DEFINE_string(
     "document", "paragraph", "What a document of a text file is: paragraph, line or file."
 )
 
+COVERAGES = (0.98, 1.0)  # that SentencePiece accepts
 _SHOWN_DOCUMENTS = 2000
 _SHOWN_CHARACTERS = 200
 
@@ -52,11 +56,16 @@ def run() -> None:
     for flag in (_SOURCE, _OUTPUT):
         if not flag.value:
             raise UserError(f"--{flag.name}: missing; expected a value (see --help)")
+    for flag in (_VOCAB_SIZE, _MAX_SENTENCES):
+        if flag.value < 1:
+            raise UserError(f"--{flag.name}: found {flag.value}, expected at least 1")
+    low, high = COVERAGES
+    if not low <= _COVERAGE.value <= high:
+        raise UserError(
+            f"--character_coverage: found {_COVERAGE.value}, expected from {low} to {high}"
+        )
     output = pathlib.Path(_OUTPUT.value)
-    if output.exists():
-        raise UserError(f"--output: {output} exists; expected a new file")
-    if not output.parent.is_dir():
-        raise UserError(f"--output: {output.parent} is not a folder; expected an existing one")
+    check_new(output, "--output")
     source = sources.open_source(
         _SOURCE.value,
         task="lm",
@@ -77,9 +86,11 @@ def run() -> None:
     texts = list(itertools.islice(tokenizer.texts_of(source), _SHOWN_DOCUMENTS))
     num_bytes = sum(len(text.encode("utf-8", "replace")) for text in texts)
     num_tokens = sum(map(len, trained.encode_batch(texts)))
-    sample = next(text for text in texts if trained.encode(text))[:_SHOWN_CHARACTERS]
+    sample = next((text for text in texts if trained.encode(text)), "")[:_SHOWN_CHARACTERS]
     print(f"wrote {output}: {_MODEL_TYPE.value}, {trained.vocab_size} pieces")
-    print(f"{num_bytes / num_tokens:.2f} bytes per token in the first {len(texts)} documents")
+    print(
+        f"{num_bytes / max(num_tokens, 1):.2f} bytes per token in the first {len(texts)} documents"
+    )
     print(f"sample: {' '.join(trained.pieces[i] for i in trained.encode(sample))}")
 
 

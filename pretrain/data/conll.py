@@ -7,7 +7,7 @@ BIOES or BILOU and come out as IOB2.
 import re
 from collections.abc import Iterable, Iterator
 
-from pretrain.data.reading import to_iob2
+from pretrain.data.reading import Located, to_iob2
 from pretrain.errors import UserError
 
 _BLANK = " \t\r"  # other white space can be a token in text from the web
@@ -21,12 +21,13 @@ def sentences(lines: Iterable[tuple[int, str]], path: str) -> Iterator[dict]:
     """
     tokens: list[str] = []
     tags: list[str] = []
+    numbers: list[int] = []
     for number, line in lines:
         columns = _columns(line)
         if not columns or columns[0] == "-DOCSTART-":
             if tokens:
-                yield {"tokens": tokens, "tags": to_iob2(tags, f"{path}:{number}")}
-                tokens, tags = [], []
+                yield Located({"tokens": tokens, "tags": to_iob2(tags, path)}, path, numbers)
+                tokens, tags, numbers = [], [], []
             continue
         if len(columns) < 2 or not _is_tag(columns[-1]):
             if line.startswith("#"):
@@ -37,8 +38,9 @@ def sentences(lines: Iterable[tuple[int, str]], path: str) -> Iterator[dict]:
             )
         tokens.append(columns[0])
         tags.append(columns[-1])
+        numbers.append(number)
     if tokens:
-        yield {"tokens": tokens, "tags": to_iob2(tags, path)}
+        yield Located({"tokens": tokens, "tags": to_iob2(tags, path)}, path, numbers)
 
 
 def _columns(line: str) -> list[str]:

@@ -16,7 +16,7 @@ from pretrain.errors import UserError
 from pretrain.files import read_json, write_json
 
 Columns = dict[str, np.ndarray]
-WORDS_PER_ROW = 32  # of a tagged sentence for linear models; longer ones go on in further rows
+WORDS_PER_ROW = 64  # for linear taggers: most single sentences fit, so predicting compiles once
 ABOUT, TOKENIZER, FEATURES = "encoder.json", "tokenizer.model", "features.npz"
 
 
@@ -65,7 +65,7 @@ class FeatureEncoder:
     ):
         self.task, self.label_names = task, list(label_names)
         self.num_features, self.window, self.ngrams = num_features, window, ngrams
-        self.seq_len = 0  # set from the training rows: features of a text, or of a sentence
+        self.seq_len = 0  # set from the training rows: features of a text, or of a row of words
 
     def encode(self, examples: Sequence[dict[str, Any]], key: str) -> Columns:
         """Columns of `pretrain.data.features`; ``key`` is the config key named in errors."""

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from etils import epath
 
+from pretrain.data.hashing import GOLDEN, mix
 from pretrain.data.labels import class_ids, tag_ids
 from pretrain.errors import UserError
 
@@ -23,16 +24,9 @@ Columns = dict[str, np.ndarray]
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele et al. 2014): mixes all bits, merges no two values."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 def _combine(first: np.ndarray, second: np.ndarray | np.uint64) -> np.ndarray:
     """A hash of an ordered pair of hashes."""
-    return _mix(first * np.uint64(0x9E3779B97F4A7C15) + second)
+    return mix(first * np.uint64(GOLDEN) + second)
 
 
 def _bytes(text: str) -> bytes:
@@ -40,7 +34,7 @@ def _bytes(text: str) -> bytes:
 
 
 def _hashes(texts: Iterable[str]) -> np.ndarray:
-    return _mix(np.array([zlib.crc32(_bytes(text)) for text in texts], np.uint64))
+    return mix(np.array([zlib.crc32(_bytes(text)) for text in texts], np.uint64))
 
 
 def _buckets(hashes: np.ndarray, num_features: int) -> np.ndarray:
@@ -123,13 +117,6 @@ class NgramFeatures:
         padded_values = np.zeros((len(texts), width), np.float32)
         padded_ids[rows, places], padded_values[rows, places] = ids, values
         return padded_ids, padded_values
-
-    def ngram_id(self, words: Sequence[str]) -> int:
-        """The feature id of one n-gram."""
-        hashed = _hashes([words[0]])
-        for word in words[1:]:
-            hashed = _combine(hashed, _hashes([word]))
-        return int(_buckets(hashed, self.num_features)[0])
 
     def _count(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(text, feature id, count) of every feature, sorted by text and id."""
@@ -243,7 +230,17 @@ def _own_hashes(words: Iterable[str]) -> np.ndarray:
 def _features_of_sentences(
     sentences: Sequence[Sequence[str]], num_features: int, window: int
 ) -> np.ndarray:
-    """`token_features` of all words of all sentences, one after the other."""
+    """Local features of each word of each sentence, as classical NER systems use them.
+
+    Of the word: itself, lower-cased, its shape ("McDonald-2" is "XxXxxxxx-0") with and without
+    repetitions, prefixes and suffixes of 1 to 4 letters, capital, all capitals, digit, hyphen, no
+    letter or digit. Of each neighbour up to `window` words away: all of these up to the suffixes of
+    3 letters, by position. And its two pairs with the words beside it.
+
+    Returns:
+        [words of all sentences, K] int32 in [1, num_features), 0 where a feature is absent; K
+        depends on `window` alone.
+    """
     edge = [_EDGE] * window
     padded = [word for words in sentences for word in (*edge, *words, *edge)]
     sentence = np.repeat(np.arange(len(sentences)), [len(words) for words in sentences])
@@ -262,50 +259,32 @@ def _features_of_sentences(
     return np.where(hashes > 0, _buckets(hashes, num_features), 0).astype(np.int32)
 
 
-def token_features(words: Sequence[str], *, num_features: int, window: int = 2) -> np.ndarray:
-    """Local features of each word of one sentence, as classical NER systems use them.
-
-    Of the word: itself, lower-cased, its shape ("McDonald-2" is "XxXxxxxx-0") with and without
-    repetitions, prefixes and suffixes of 1 to 4 letters, capital, all capitals, digit, hyphen, no
-    letter or digit. Of each neighbour up to `window` words away: all of these up to the suffixes of
-    3 letters, by position. And its two pairs with the words beside it.
-
-    Args:
-        words: one sentence.
-        num_features: ids lie in [1, num_features); 0 where a feature is absent.
-        window: how many neighbours to each side.
-
-    Returns:
-        [words, K] int32; K depends on `window` alone.
-    """
-    return _features_of_sentences([words], num_features, window)
-
-
 def encode_tag_features(
     examples: Sequence[Example],
     *,
     num_features: int,
     label_names: Sequence[str],
-    seq_len: int | None = None,
+    seq_len: int,
     window: int = 2,
     key: str = "data.train",
 ) -> Columns:
     """Encodes {"tokens", "tags"} examples for a linear token classifier.
 
-    A sentence of more than `seq_len` words goes on in further rows. Nothing is lost by that:
-    features are made first, and look across.
+    Rows hold `seq_len` words, sentence after sentence without a gap, so that next to no work goes
+    into padding. Nothing is lost where a row ends: features are made first, and look across.
 
     Args:
         examples: `tags` (IOB2) may be missing or None for prediction.
-        num_features, window: of `token_features`.
+        num_features: ids lie in [1, num_features).
         label_names: tag names, the index is the id.
-        seq_len: S, words of a row; by default those of the longest sentence.
+        seq_len: S, words of a row.
+        window: how many neighbours to each side describe a word.
         key: the config key of this split, for messages.
 
     Returns:
         features [n, S, K] int32, values [n, S, K] float32 (1; 0 for padding), labels [n, S] int32,
-        label_mask [n, S] float32, word [n, S] int32 (-1 for padding), weights [n] float32 (1),
-        example [n] int32.
+        label_mask [n, S] float32 (1 for each word), word [n, S] int32 and example [n, S] int32 (the
+        word's place in its sentence, and the sentence; -1 for padding), weights [n] float32 (1).
 
     Raises:
         UserError: on an unknown tag, or tags that are not as many as tokens.
@@ -313,26 +292,26 @@ def encode_tag_features(
     tags = tag_ids(examples, label_names, key)
     sentences = [example["tokens"] for example in examples]
     lengths = np.array([len(words) for words in sentences], np.int64)
-    seq_len = seq_len or max(1, int(lengths.max(initial=1)))
-    rows_of = np.maximum(1, -(-lengths // seq_len))
-    num_rows, first_row = int(rows_of.sum()), np.cumsum(rows_of) - rows_of
+    places = np.maximum(lengths, 1)  # A sentence without words keeps one, to be counted.
+    starts = np.cumsum(places) - places
+    num_rows = -(-int(places.sum()) // seq_len)
 
     ids = _features_of_sentences(sentences, num_features, window)
     word_index = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    where = np.repeat(first_row, lengths) + word_index // seq_len, word_index % seq_len
-    features = np.zeros((num_rows, seq_len, ids.shape[1]), np.int32)
-    labels, word = (
-        np.zeros((num_rows, seq_len), np.int32),
-        np.full((num_rows, seq_len), -1, np.int32),
-    )
+    where = np.repeat(starts, lengths) + word_index
+    features = np.zeros((num_rows * seq_len, ids.shape[1]), np.int32)
+    labels = np.zeros(num_rows * seq_len, np.int32)
+    word, example = np.full((2, num_rows * seq_len), -1, np.int32)
     features[where], word[where] = ids, word_index
     labels[where] = np.concatenate(tags) if tags else 0
-    return {
+    example[: places.sum()] = np.repeat(np.arange(len(examples)), places)
+    columns = {
         "features": features,
         "values": (features > 0).astype(np.float32),
         "labels": labels,
         "label_mask": (word >= 0).astype(np.float32),
         "word": word,
-        "weights": np.ones(num_rows, np.float32),
-        "example": np.repeat(np.arange(len(examples), dtype=np.int32), rows_of),
+        "example": example,
     }
+    rows = {name: x.reshape(num_rows, seq_len, *x.shape[1:]) for name, x in columns.items()}
+    return {**rows, "weights": np.ones(num_rows, np.float32)}

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import fsspec
 
 from pretrain.data import conll
-from pretrain.data.reading import Reading, Request, check_columns, to_example
+from pretrain.data.reading import Reading, Request, check_columns, first_line, to_example
 from pretrain.errors import UserError
 
 FORMATS = ("text", "jsonl", "csv", "tsv", "conll", "parquet")
@@ -146,7 +146,7 @@ def _lines(file: BinaryIO, path: str) -> Lines:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}:{number}: not UTF-8 text: {error.reason}") from error
     except (EOFError, gzip.BadGzipFile, OSError, zlib.error) as error:
-        raise UserError(f"{path}:{number + 1}: cannot be read on: {error}") from error
+        raise UserError(f"{path}:{number + 1}: cannot be read further: {error}") from error
 
 
 def _read_text(file: BinaryIO, path: str, request: Request) -> Iterator[dict]:
@@ -249,7 +249,7 @@ def _read_parquet(file: BinaryIO, path: str, request: Request) -> Iterator[dict]
                 row += 1
                 yield from _present(to_example(record, request, f"{path}: row {row}"))
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: broken Parquet: {error}") from error
+        raise UserError(f"{path}: broken Parquet: {first_line(error)}") from error
 
 
 def _present(example: dict | None) -> Iterator[dict]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pretrain.data.reading import Located
 from pretrain.errors import UserError
 
 Example = Mapping[str, Any]
@@ -64,7 +65,7 @@ def class_ids(examples: Sequence[Example], names: Sequence[str], key: str) -> np
     labels = [example.get("label") for example in examples]
     for i, label in enumerate(labels):
         if label is not None and label not in ids:
-            raise _unknown("label", label, i, names, key)
+            raise _unknown(f"{_place(examples, i, key)} has the label {label!r}", names)
     return np.array([-1 if label is None else ids[label] for label in labels], np.int32)
 
 
@@ -83,21 +84,27 @@ def tag_ids(examples: Sequence[Example], names: Sequence[str], key: str) -> list
             continue
         if len(tags) != len(words):
             raise UserError(
-                f"{key}: example {i} has {len(words)} tokens and {len(tags)} tags; "
+                f"{_place(examples, i, key)} has {len(words)} tokens and {len(tags)} tags; "
                 "every token needs one tag"
             )
-        for tag in tags:
+        for place, tag in enumerate(tags):
             if tag not in ids:
-                raise _unknown("tag", tag, i, names, key)
+                raise _unknown(f"{_place(examples, i, key, place)} has the tag {tag!r}", names)
         encoded.append(np.array([ids[tag] for tag in tags], np.int32))
     return encoded
 
 
-def _unknown(what: str, label: str, example: int, names: Sequence[str], key: str) -> UserError:
+def _place(examples: Sequence[Example], i: int, key: str, word: int = 0) -> str:
+    """Example `i` for messages, by file and line where it comes from a file."""
+    example = examples[i]
+    where = f"{example.where(word)}: " if isinstance(example, Located) else ""
+    return f"{where}{key}: example {i}"
+
+
+def _unknown(finding: str, names: Sequence[str]) -> UserError:
     known = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
     return UserError(
-        f"{key}: example {example} has the {what} {label!r}, which the training data does not "
-        f"have; the {len(names)} known ones are {known}"
+        f"{finding}, which the training data does not have; the {len(names)} known ones are {known}"
     )
 
 
@@ -180,12 +187,7 @@ def encode_tags(
     only in the window where it is farthest from a cut. A single word of more than seq_len - 2
     pieces loses its last pieces, never its label.
 
-    Args:
-        examples: `tags` (IOB2) may be missing or None for prediction.
-        tokenizer: gives the pieces of each word.
-        seq_len: S, the length of every row.
-        label_names: tag names, the index is the id.
-        key: the config key of this split, for messages.
+    Args: those of `encode_classification`; `tags` (IOB2) may be missing or None for prediction.
 
     Returns:
         tokens [n, S] int32, segment_ids [n, S] int32 (1 real, 0 padding), labels [n, S] int32,
@@ -312,7 +314,7 @@ def words_from_predictions(
     """The tags of every sentence from predictions on its rows, one tag per word in order.
 
     Args:
-        columns: of `encode_tags` or `encode_tag_features`; label_mask, word and example are read.
+        columns: label_mask, word and example of `encode_tags` or `encode_tag_features`.
         predicted_ids: [n, S] label ids. `columns["labels"]` here gives the gold tags back.
         label_names: tag names, the index is the id.
     """
@@ -329,7 +331,7 @@ def decode_tags(
     word alone often has the inside of an entity right and its first word as O; this joins them.
 
     Args:
-        columns: of `encode_tags` or `encode_tag_features`; label_mask, word and example are read.
+        columns: label_mask, word and example of `encode_tags` or `encode_tag_features`.
         log_probs: [n, S, C] log-probabilities, or logits.
         label_names: [C] tag names, the index is the id; "O" is among them.
     """
@@ -365,7 +367,8 @@ def _by_sentence(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values [n, S, ...] of all words in order, [words, ...], and sentences' edges among them."""
     rows, places = np.nonzero(columns["label_mask"])
-    example, word = columns["example"][rows], columns["word"][rows, places]
+    example, word = columns["example"], columns["word"][rows, places]
+    example = example[rows] if example.ndim == 1 else example[rows, places]
     num_sentences = int(columns["example"].max(initial=-1)) + 1
     edges = np.cumsum([0, *np.bincount(example, minlength=num_sentences)])
     return values[rows, places][np.lexsort((word, example))], edges

@@ -43,10 +43,6 @@ class Columns:
     def __getitem__(self, indices: np.ndarray) -> Batch:
         return {name: column[indices] for name, column in self.columns.items()}
 
-    def take(self, indices: np.ndarray) -> "Columns":
-        """A dataset of these rows only."""
-        return Columns(self[indices])
-
 
 def train_batches(
     dataset: Dataset,

@@ -12,6 +12,8 @@ import math
 
 import numpy as np
 
+from pretrain.data.hashing import mix
+
 _NUM_ROUNDS = 8
 
 
@@ -50,16 +52,9 @@ def permute(positions: np.ndarray, num_examples: int, seed: int, epoch: int) -> 
 def _feistel(values: np.ndarray, columns: int, rows: int, keys: np.ndarray) -> np.ndarray:
     left, right = values % columns, values // columns
     for key in keys:
-        left, right = right, (left + _mix(right + key)) % columns
+        left, right = right, (left + (mix(right + key) >> 1)) % columns  # halved: exact sums
         columns, rows = rows, columns
     return left + right * columns
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele et al., 2014), modulo 2^64; halved so sums stay exact."""
-    x = (x ^ (x >> 30)) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> 27)) * np.uint64(0x94D049BB133111EB)
-    return (x ^ (x >> 31)) >> 1
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,7 +1,7 @@
 """What the readers of the different kinds of sources share."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pretrain.errors import UserError
@@ -38,6 +38,21 @@ class Request:
         return f"{self.key.rpartition('.')[0] or 'data'}.{name}"
 
 
+class Located(dict):
+    """A labelled example that knows where it stands: its label may turn out unknown later."""
+
+    __slots__ = ("_lines", "_where")
+
+    def __init__(self, example: dict, where: str, lines: Sequence[int] = ()):
+        """`where` is "file:line" or the like, or a file with the line of each word in `lines`."""
+        super().__init__(example)
+        self._where, self._lines = where, lines
+
+    def where(self, word: int = 0) -> str:
+        """The place of the example, or of one of its words."""
+        return f"{self._where}:{self._lines[word]}" if self._lines else self._where
+
+
 @dataclass(frozen=True)
 class Reading:
     """How to get at the examples of a source, and what its content is identified by."""
@@ -48,6 +63,8 @@ class Reading:
 
 def to_example(record: dict, request: Request, where: str) -> dict | None:
     """The example in a record (column -> value), or None if there is nothing to learn from in it.
+
+    A labelled one is `Located`.
 
     Args:
         record: holds every one of `request.columns`.
@@ -61,7 +78,8 @@ def to_example(record: dict, request: Request, where: str) -> dict | None:
         tags = _strings(record[request.tags], request.tags, where)
         if len(tokens) != len(tags):
             raise UserError(f"{where}: {len(tokens)} tokens but {len(tags)} tags")
-        return {"tokens": tokens, "tags": to_iob2(tags, where)} if tokens else None
+        tags = to_iob2(tags, where)
+        return Located({"tokens": tokens, "tags": tags}, where) if tokens else None
     texts = []
     for column in request.text_columns:
         value = record[column]
@@ -78,17 +96,19 @@ def to_example(record: dict, request: Request, where: str) -> dict | None:
         label = json.dumps(label)
     if label == "":
         raise UserError(f"{where}: {request.label!r} is empty; expected a label")
-    return {"text": text, "label": str(label)}
+    return Located({"text": text, "label": str(label)}, where)
 
 
 def check_columns(found: list[str], request: Request, where: str) -> None:
-    """Raises UserError if a column that the task needs is not among those `found`."""
+    """Raises UserError unless each column that the task needs is among those `found`, once."""
     settings = {
         request.label: "label",
         request.tokens: "tokens",
         request.tags: "tags",
     }
     for column in request.columns:
+        if found.count(column) > 1:
+            raise UserError(f"{where}: more than one column is named {column!r}")
         if column not in found:
             setting = request.setting(settings.get(column, "text"))
             raise UserError(
@@ -119,6 +139,11 @@ def to_iob2(tags: list[str], where: str) -> list[str]:
         result.append(f"{'I' if inside else 'B'}-{kind}")
         open_type = None if prefix in ("E", "L", "S", "U") else kind
     return result
+
+
+def first_line(error: Exception) -> str:
+    """A foreign error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _strings(values: object, column: str, where: str) -> list[str]:

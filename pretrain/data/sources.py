@@ -10,6 +10,7 @@ docs/data.md describes the specs for users. To add a kind of source, write a mod
 like `files.read` that returns a `Reading`, and name its scheme in `_SCHEMES`.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 from pretrain.data import builtin, files, tfds_source
+from pretrain.data.hashing import GOLDEN, mix
 from pretrain.data.reading import TASKS, Reading, Request
 from pretrain.errors import UserError
 
@@ -58,6 +60,10 @@ class Source:
 
     def fingerprint(self) -> str:
         """sha256 (hex) of what identifies the content: bytes or versions, settings, slice."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:  # once: it reads whole files
         identity = [self._reading.identity(), *map(str, self._share)]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
@@ -117,14 +123,10 @@ def open_source(
 def position(index: int) -> Fraction:
     """The place in [0, 1) of the example number `index`, by which slices choose.
 
-    A fixed hash (the SplitMix64 mixer), so that the slices of a file that is sorted by label are
-    random samples of it, disjoint, and together the whole.
+    A fixed hash (the numbers of SplitMix64), so that the slices of a file that is sorted by label
+    are random samples of it, disjoint, and together the whole.
     """
-    mask = (1 << 64) - 1
-    x = (index + 1) * 0x9E3779B97F4A7C15 & mask
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & mask
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & mask
-    return Fraction(x ^ (x >> 31), 1 << 64)
+    return Fraction(mix((index + 1) * GOLDEN % 2**64), 2**64)
 
 
 def _cut_slice(spec: str, key: str) -> tuple[str, tuple[Fraction, Fraction]]:

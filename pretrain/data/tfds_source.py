@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.reading import Reading, Request, check_columns, to_example
+from pretrain.data.reading import Reading, Request, check_columns, first_line, to_example
 from pretrain.errors import UserError
 
 
@@ -61,7 +61,7 @@ def _builder(name: str, shown: str) -> Any:
             f"{shown}: TensorFlow Datasets knows no {name!r} and finds no prepared files of it"
         ) from None
     except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{shown}: cannot be opened: {_first_line(error)}") from error
+        raise UserError(f"{shown}: cannot be opened: {first_line(error)}") from error
 
 
 def _data_source(builder: Any, split: str, shown: str) -> Any:
@@ -73,7 +73,7 @@ def _data_source(builder: Any, split: str, shown: str) -> Any:
             '(and TensorFlow, which many builders need), run `python -c "import '
             f"tensorflow_datasets as tfds; tfds.builder('{builder.name}', "
             "file_format='array_record').download_and_prepare()\"` and copy the folder here "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
 
 
@@ -99,7 +99,7 @@ def _decoded(value: Any, decode: Callable[[Any], Any], where: str) -> Any:
     try:
         return decode(value)
     except (ValueError, TypeError, IndexError) as error:
-        raise UserError(f"{where}: {_first_line(error)}") from error
+        raise UserError(f"{where}: {first_line(error)}") from error
 
 
 def _plain(value: Any) -> Any:
@@ -109,7 +109,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value.decode("utf-8") if isinstance(value, bytes) else value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,24 +8,25 @@ vocabulary lacks become their UTF-8 bytes, so that encoding loses nothing.
 import hashlib
 import io
 import json
+import logging
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sentencepiece
 from etils import epath
 
 from pretrain.data.cache import atomic_directory
 from pretrain.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MODEL_TYPES = ("unigram", "bpe")
 NORMALIZATIONS = ("nfkc", "identity")
 
-_WORD_BOUNDARY = "\u2581"  # SentencePiece writes a space as this character.
 # SentencePiece leaves out long sentences, so documents are cut, at white space where there is some.
 _SENTENCE = re.compile(r"\S.{0,999}(?!\S)|\S.{0,999}", re.DOTALL)
 _MAX_SENTENCE_BYTES = 4000
@@ -54,10 +55,6 @@ class Tokenizer:
                 f"{', '.join(SPECIAL_PIECES)} (tools/tokenizer.py makes such a model)"
             )
         self.fingerprint: str = hashlib.sha256(model).hexdigest()
-        # A line break is a boundary too where the model keeps it (normalization "identity").
-        self.word_start: np.ndarray = np.array(
-            [piece.startswith((_WORD_BOUNDARY, "\n")) for piece in self.pieces]
-        )
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without any special token."""
@@ -128,7 +125,7 @@ def train(
         (cut[0] for text in texts for cut in _SENTENCE.finditer(text)), max_sentences
     )
     if not sentences:
-        raise UserError("data.train: holds no text to train a tokenizer on")
+        raise UserError("tokenizer: found no text to train on")
     pad, unk, cls, sep, mask = SPECIAL_PIECES
     options: dict[str, Any] = {"normalization_rule_name": "nmt_nfkc"}
     if normalization == "identity":
@@ -176,13 +173,20 @@ def cached(
 ) -> Tokenizer:
     """The tokenizer trained on `source`, from the cache when it has been trained before.
 
-    `source` yields example dicts and has `fingerprint()`; `settings` are `train`'s. The cache is
-    keyed by both, written atomically, and safe to share between processes.
+    `source` yields example dicts and has `name` and `fingerprint()`; `settings` are `train`'s. The
+    cache is keyed by both, written atomically, and safe to share between processes.
     """
     settings = {"vocab_size": vocab_size, "model_type": model_type, **settings}
     key = json.dumps(["tokenizer 1", source.fingerprint(), settings], sort_keys=True)
     path = Path(cache_dir) / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not path.is_dir():
+        logger.info(
+            "training a %s tokenizer of %d pieces on %s, once, into %s",
+            model_type,
+            vocab_size,
+            source.name,
+            path,
+        )
         tokenizer = train(texts_of(source), **settings)
         with atomic_directory(path) as building:
             tokenizer.save(building / _FILE_NAME)

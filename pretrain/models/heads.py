@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from pretrain.models.layers import ACTIVATIONS, Dense, LayerNorm, dropout
-from pretrain.models.transformer import Transformer, TransformerConfig
+from pretrain.models.transformer import Transformer, TransformerConfig, forward_flops
 
 
 class LMHead(nn.Module):
@@ -60,6 +60,13 @@ class LanguageModel(nn.Module):
         """Touches every parameter; for ``init``."""
         return self.logits(self.trunk(tokens))
 
+    def forward_flops(self, seq_len: int, predicted: int) -> int:
+        """Of one row of which ``predicted`` positions get logits."""
+        cfg = self.config
+        transform = cfg.hidden_size**2 if cfg.head_transform else 0
+        head = 2 * (transform + cfg.hidden_size * cfg.vocab_size)
+        return forward_flops(cfg, seq_len) + predicted * head
+
 
 POOLS = ("first", "last", "mean", "pooler")
 
@@ -68,7 +75,8 @@ def pool(hidden: jax.Array, segment_ids: jax.Array, how: str) -> jax.Array:
     """``[B, S, D] -> [B, D]``: the first position, the last real one, or the mean of the real."""
     real = segment_ids > 0
     if how == "mean":
-        weights = real / jnp.maximum(real.sum(-1, keepdims=True), 1)
+        weights = real.astype(jnp.float32)
+        weights /= jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
         return jnp.einsum("bsd,bs->bd", hidden, weights.astype(hidden.dtype))
     if how == "last":
         last = jnp.maximum(real.sum(-1) - 1, 0)
@@ -76,10 +84,24 @@ def pool(hidden: jax.Array, segment_ids: jax.Array, how: str) -> jax.Array:
     return hidden[:, 0]
 
 
-class Classifier(nn.Module):
-    """Trunk and classification head: class logits ``[B, C]`` of a row of tokens."""
+class LabelModel(nn.Module):
+    """What the models with class labels share."""
 
     config: TransformerConfig
+
+    def example(self) -> dict[str, jax.Array]:
+        """A batch to initialise with."""
+        ids = jnp.ones((1, 8), jnp.int32)
+        return {"tokens": ids, "segment_ids": ids}
+
+    def forward_flops(self, seq_len: int) -> int:
+        """Of one row; the head's are too few to count."""
+        return forward_flops(self.config, seq_len)
+
+
+class Classifier(LabelModel):
+    """Trunk and classification head: class logits ``[B, C]`` of a row of tokens."""
+
     num_classes: int
     pool: str
     head_dropout: float
@@ -106,10 +128,9 @@ class Classifier(nn.Module):
         return logits.astype(jnp.float32)
 
 
-class Tagger(nn.Module):
+class Tagger(LabelModel):
     """Trunk and tagging head: tag logits ``[B, S, C]`` of every position."""
 
-    config: TransformerConfig
     num_classes: int
     head_dropout: float
 

@@ -93,6 +93,7 @@ class Attention(nn.Module):
         query, key, value = (x.swapaxes(1, 2) for x in (query * cfg.head_size**-0.5, key, value))
         scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+        self.sow("intermediates", "attention_scores", scores)
         weights = nn.softmax(scores).astype(cfg.dtype)
         rng = None if deterministic else self.make_rng("dropout")
         weights = dropout(weights, cfg.attention_dropout, rng)
@@ -165,6 +166,7 @@ class Block(nn.Module):
             x = norm("attention_norm")(x + drop(attention(x, mask, positions, deterministic)))
             x = norm("ffn_norm")(x + drop(feed_forward(x)))
         x = nn.with_logical_constraint(x, ("batch", "length", None))
+        self.sow("intermediates", "hidden", x)
         return x, None
 
 
@@ -189,7 +191,7 @@ class Transformer(nn.Module):
             block = nn.remat(Block, policy=policy, prevent_cse=False, static_argnums=(4,))
         self.layers = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
@@ -212,6 +214,9 @@ class Transformer(nn.Module):
 
         ``segment_ids [B, S]``: 0 is padding, positions attend within equal ids (default: all one).
         ``positions [B, S]`` default to 0, 1, ...; ``token_types [B, S]`` to 0.
+
+        With ``mutable=["intermediates"]`` every layer tells what it passes on,
+        ``hidden [L, B, S, D]``, and ``attention_scores [L, B, H, S, S]`` before the softmax.
         """
         cfg = self.config
         if tokens.shape[1] > cfg.max_positions:

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pretrain.models.heads import LanguageModel
-from pretrain.models.transformer import forward_flops
 from pretrain.objectives.base import Batch, Metrics
+from pretrain.objectives.language import Language, weigh
 
 
 def next_tokens(batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -22,31 +21,21 @@ def next_tokens(batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalLM:
+class CausalLM(Language):
     """Predicts every next token. Peak memory grows with ``chunk_size``, not with the batch."""
 
     name: ClassVar[str] = "causal"
 
-    model: LanguageModel
     chunk_size: int
-
-    def init(self, key: jax.Array) -> dict:
-        return self.model.init(key, jnp.zeros((1, 8), jnp.int32), method="initialise")
 
     def corrupt(self, batch: Batch, key: jax.Array) -> Batch:
         del key
         return batch
 
-    def _losses(self, params: dict, batch: Batch, **kwargs) -> Metrics:
-        hidden = self.model.apply(
-            {"params": params},
-            batch["tokens"],
-            segment_ids=batch["segment_ids"],
-            positions=batch["positions"],
-            **kwargs,
-        )
+    def metrics(self, params: dict, batch: Batch, **kwargs) -> Metrics:
+        hidden = self.hidden(params, batch, **kwargs)
         labels, weights = next_tokens(batch)
-        weights = weights * batch["weights"][:, None] if "weights" in batch else weights
+        weights = weigh(weights, batch)
         size = min(self.chunk_size, labels.size)
         padding = -labels.size % size
 
@@ -69,19 +58,8 @@ class CausalLM:
         )
         return {"loss": (loss, weights.sum()), "accuracy": (hits, weights.sum())}
 
-    def loss(self, params: dict, batch: Batch, key: jax.Array):
-        metrics = self._losses(params, batch, deterministic=False, rngs={"dropout": key})
-        return *metrics["loss"], metrics
-
-    def penalty(self, params: dict) -> float:
-        del params
-        return 0.0
-
     def predict(self, params: dict, batch: Batch) -> Metrics:
-        return self._losses(params, batch)
+        return self.metrics(params, batch)
 
     def train_flops(self, seq_len: int) -> float:
-        config = self.model.config
-        transform = config.hidden_size**2 if config.head_transform else 0
-        head = 2 * (transform + config.hidden_size * config.vocab_size)
-        return 3.0 * (forward_flops(config, seq_len) + seq_len * head)
+        return 3.0 * self.model.forward_flops(seq_len, seq_len)

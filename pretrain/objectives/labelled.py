@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pretrain.models.linear import HashedLinear
-from pretrain.models.transformer import forward_flops
 from pretrain.objectives.base import Batch
 
 LOSSES = {
@@ -38,10 +36,7 @@ class Labelled:
     share: float
 
     def init(self, key: jax.Array) -> dict:
-        ids = jnp.ones((1, 8), jnp.int32)
-        if isinstance(self.model, HashedLinear):
-            return self.model.init(key, {"features": ids, "values": jnp.ones((1, 8))})
-        return self.model.init(key, {"tokens": ids, "segment_ids": ids})
+        return self.model.init(key, self.model.example())
 
     def corrupt(self, batch: Batch, key: jax.Array) -> Batch:
         del key
@@ -57,7 +52,7 @@ class Labelled:
         )
         labels, weights = batch["labels"], self.weights(batch)
         loss_sum = (LOSSES[self.loss_name](logits, labels) * weights).sum()
-        hits = ((logits.argmax(-1) == labels) * weights).sum()
+        hits = jnp.where(logits.argmax(-1) == labels, weights, 0.0).sum()
         total = weights.sum()
         return loss_sum, total, {"loss": (loss_sum, total), "accuracy": (hits, total)}
 
@@ -74,9 +69,7 @@ class Labelled:
 
     def train_flops(self, seq_len: int) -> float:
         """``seq_len``: tokens, or for linear models non-zero features, of a row."""
-        if isinstance(self.model, HashedLinear):
-            return 3.0 * 2 * seq_len * self.model.num_classes
-        return 3.0 * forward_flops(self.model.config, seq_len)
+        return 3.0 * self.model.forward_flops(seq_len)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pretrain.models.heads import LanguageModel
-from pretrain.models.transformer import forward_flops
 from pretrain.objectives.base import Batch, Metrics
+from pretrain.objectives.language import Language, weigh
 
 EVAL_MASK_RATE = 0.15  # held-out losses compare across training rates only at one rate
 EVAL_KEY = 15
@@ -39,26 +38,23 @@ def choose_positions(
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (seq_len,)))(keys)
     _, positions = jax.lax.top_k(jnp.where(eligible, uniform, -1.0), count)
     available = eligible.sum(-1)
-    wanted = jnp.clip(jnp.round(rate * available), jnp.minimum(available, 1), count)
+    wanted = jnp.round(rate * available.astype(jnp.float32)).astype(jnp.int32)
+    wanted = jnp.clip(wanted, jnp.minimum(available, 1), count)
     weights = jnp.arange(count)[None, :] < wanted[:, None]
     return positions.astype(jnp.int32), weights.astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLM:
+class MaskedLM(Language):
     """Predicts masked pieces; the vocabulary projection runs on the masked positions only."""
 
     name: ClassVar[str] = "mlm"
 
-    model: LanguageModel
     mask_id: int
     num_special: int  # pieces 0 .. num_special - 1 are never masked and never drawn
     mask_rate: float
     mask_prob: float
     random_prob: float
-
-    def init(self, key: jax.Array) -> dict:
-        return self.model.init(key, jnp.zeros((1, 8), jnp.int32), method="initialise")
 
     def corrupt(self, batch: Batch, key: jax.Array) -> Batch:
         return self._mask(batch, self.mask_rate, jax.random.split(key, batch["tokens"].shape[0]))
@@ -86,18 +82,11 @@ class MaskedLM:
             "masked_weights": weights,
         }
 
-    def _losses(self, params: dict, batch: Batch, **kwargs) -> Metrics:
-        hidden = self.model.apply(
-            {"params": params},
-            batch["tokens"],
-            segment_ids=batch["segment_ids"],
-            positions=batch["positions"],
-            **kwargs,
-        )
+    def metrics(self, params: dict, batch: Batch, **kwargs) -> Metrics:
+        hidden = self.hidden(params, batch, **kwargs)
         hidden = jnp.take_along_axis(hidden, batch["masked_positions"][..., None], axis=1)
         logits = self.model.apply({"params": params}, hidden, method="logits")
-        labels, weights = batch["masked_labels"], batch["masked_weights"]
-        weights = weights * batch["weights"][:, None] if "weights" in batch else weights
+        labels, weights = batch["masked_labels"], weigh(batch["masked_weights"], batch)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         hits = (logits.argmax(-1) == labels).astype(jnp.float32)
         total = weights.sum()
@@ -106,27 +95,15 @@ class MaskedLM:
             "masked_accuracy": ((hits * weights).sum(), total),
         }
 
-    def loss(self, params: dict, batch: Batch, key: jax.Array):
-        metrics = self._losses(params, batch, deterministic=False, rngs={"dropout": key})
-        return *metrics["loss"], metrics
-
-    def penalty(self, params: dict) -> float:
-        del params
-        return 0.0
-
     def predict(self, params: dict, batch: Batch) -> Metrics:
         """Metrics at 15 %; a row's mask is a function of its tokens, whatever the batch."""
         tokens = batch["tokens"].astype(jnp.uint32)
         digest = (tokens * _odd(tokens.shape[1])[None, :]).sum(-1)
         keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(EVAL_KEY), row))(digest)
-        return self._losses(params, self._mask(batch, EVAL_MASK_RATE, keys))
+        return self.metrics(params, self._mask(batch, EVAL_MASK_RATE, keys))
 
     def train_flops(self, seq_len: int) -> float:
-        config = self.model.config
-        transform = config.hidden_size**2 if config.head_transform else 0
-        head = 2 * (transform + config.hidden_size * config.vocab_size)
-        masked = num_masked(seq_len, self.mask_rate)
-        return 3.0 * (forward_flops(config, seq_len) + masked * head)
+        return 3.0 * self.model.forward_flops(seq_len, num_masked(seq_len, self.mask_rate))
 
 
 def _odd(length: int) -> jax.Array:

@@ -141,8 +141,18 @@ def unread(monkeypatch, caplog, tmp_path):
 
 
 @pytest.mark.parametrize("name, arg", SHIPPED)
-def test_every_key_is_read(name, arg, small_data, unread):
+def test_every_key_is_read(name, arg, small_data, unread, monkeypatch):
+    """Also those at their default."""
+    monkeypatch.setattr(configs, "defaults", lambda _: {})
     assert unread(small_runs.config(name, small_data, arg)) == []
+
+
+def test_keys_that_others_make_useless_are_told(small_data, unread):
+    config = small_runs.config("bert", small_data, "tiny,seq=32")
+    trained = tasks.build(configs.Reader(config)).encoder.tokenizer
+    trained.save(small_data / "trained.model")
+    config.tokenizer.path = str(small_data / "trained.model")
+    assert unread(config) == ["config.tokenizer.vocab_size is set but nothing reads it"]
 
 
 def test_a_key_that_nothing_reads_is_told(small_data, unread):

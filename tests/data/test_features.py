@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -7,7 +8,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from pretrain.data import features
-from pretrain.data.labels import words_from_predictions
+from pretrain.data.labels import decode_tags, words_from_predictions
 from pretrain.errors import UserError
 
 TEXTS = [
@@ -30,21 +31,24 @@ def dense(ids, values, num_features):
 @pytest.mark.parametrize("sublinear_tf", [True, False])
 @pytest.mark.parametrize("ngrams", [(1, 1), (1, 2), (2, 3)])
 def test_ngram_features_equal_sklearn(ngrams, sublinear_tf, lowercase):
-    ours = features.NgramFeatures(2**20, ngrams, lowercase, sublinear_tf).fit(TEXTS)
+    ours = features.NgramFeatures(2**16, ngrams, lowercase, sublinear_tf).fit(TEXTS)
     theirs = TfidfVectorizer(
         ngram_range=ngrams,
         lowercase=lowercase,
         sublinear_tf=sublinear_tf,
         token_pattern=r"\w+|[^\w\s]",
     ).fit(TEXTS)
-    terms = theirs.get_feature_names_out()
-    columns = [ours.ngram_id(term.split()) for term in terms]
-    assert len(set(columns)) == len(terms)  # no collisions here
-    for texts in (TEXTS, UNSEEN):
-        ids, values = ours.transform(texts)
-        expected = np.zeros((len(texts), ours.num_features))
-        expected[:, columns] = theirs.transform(texts).toarray()
-        assert np.abs(dense(ids, values, ours.num_features) - expected).max() < 1e-6
+    terms = theirs.get_feature_names_out().tolist()
+    texts = [*TEXTS, *UNSEEN, *terms]
+    ids, values = ours.transform(texts)
+    expected = theirs.transform(texts).toarray()
+    assert len(set(ids[values > 0])) == len(terms)  # no collisions here
+    # Which column is whose does not matter: equal products of all pairs of texts, one of them every
+    # term by itself, and equal values in each text.
+    found = dense(ids, values, ours.num_features)
+    assert np.abs(found @ found.T - expected @ expected.T).max() < 1e-6
+    width = len(terms)
+    assert np.abs(np.sort(found)[:, -width:] - np.sort(expected)).max() < 1e-6
 
 
 def test_ngram_features_are_sorted_merged_and_padded():
@@ -81,14 +85,14 @@ def test_ngram_features_return_from_disk(tmp_path):
 
 def test_ids_do_not_depend_on_the_process():
     program = (
-        "from pretrain.data.features import NgramFeatures, token_features;"
-        "print(NgramFeatures().ngram_id(['a', 'b']),"
-        "token_features(['a', 'B'], num_features=1000).tolist())"
+        "from tests.data import test_features as here;"
+        "print(here.features.NgramFeatures().fit(here.TEXTS).transform(here.TEXTS)[0].tolist(),"
+        "here.word_features(['a', 'B'], num_features=1000).tolist())"
     )
     runs = {
         subprocess.run(
             [sys.executable, "-c", program],
-            env={"PYTHONHASHSEED": seed},
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
             capture_output=True,
             text=True,
             check=True,
@@ -96,7 +100,8 @@ def test_ids_do_not_depend_on_the_process():
         for seed in ("1", "2")
     }
     assert len(runs) == 1
-    assert str(features.NgramFeatures().ngram_id(["a", "b"])) in runs.pop()
+    here = features.NgramFeatures().fit(TEXTS).transform(TEXTS)[0].tolist()
+    assert runs.pop().startswith(str(here))
 
 
 def test_hashed_ids_spread_evenly():
@@ -133,10 +138,10 @@ def test_encoded_documents():
     assert columns["labels"].tolist() == [1, 0, -1]
     assert columns["weights"].tolist() == [1, 1, 1]
     assert columns["example"].tolist() == [0, 1, 2]
-    assert columns["features"][:, 0].tolist() == [
-        fitted.ngram_id([word]) for word in ("good", "bad", "x")
-    ]
-    assert columns["values"][:, 0].tolist() == [1, 1, 1]
+    ids, values = fitted.transform(["good", "bad", "x"])
+    assert np.array_equal(columns["features"], ids)
+    assert np.array_equal(columns["values"], values)
+    assert values[:, 0].tolist() == [1, 1, 1]
     with pytest.raises(UserError, match=r"data\.test: example 0 .*'pos'"):
         features.encode_classification_features(
             examples, fitted, label_names=["neg"], key="data.test"
@@ -146,42 +151,49 @@ def test_encoded_documents():
 # words
 
 
+def word_features(words, **options):
+    """The features of one sentence's words, [words, K]."""
+    columns = features.encode_tag_features(
+        [{"tokens": words}], label_names=["O"], seq_len=5, **options
+    )
+    return columns["features"][columns["label_mask"] > 0]
+
+
 def shared(a, b):
     """How many features two words have in common, place by place."""
     return int(((a == b) & (a > 0)).sum())
 
 
 def test_words_share_the_features_that_they_should():
-    first = features.token_features(["in", "Paris", ",", "on"], num_features=2**22)
-    again = features.token_features(["in", "Paris", ",", "on"], num_features=2**22)
+    first = word_features(["in", "Paris", ",", "on"], num_features=2**22)
+    again = word_features(["in", "Paris", ",", "on"], num_features=2**22)
     assert np.array_equal(first, again)
     assert first.dtype == np.int32
-    longer = features.token_features(["far", "in", "Paris", ",", "on", "9"], num_features=2**22)
+    longer = word_features(["far", "in", "Paris", ",", "on", "9"], num_features=2**22)
     # "Paris" sees two words each way: the same features, though the sentence goes on.
     assert longer.shape[1] == first.shape[1]
     assert np.array_equal(first[1], longer[2]) is False  # the left edge was two words away
     assert np.array_equal(first[2], longer[3]) is False  # and so was the right one
     middle = ["a", "b", "Paris", "c", "d"]
-    inside = features.token_features(middle, num_features=2**22)[2]
-    further = features.token_features(["x", *middle, "y"], num_features=2**22)[3]
+    inside = word_features(middle, num_features=2**22)[2]
+    further = word_features(["x", *middle, "y"], num_features=2**22)[3]
     assert np.array_equal(inside, further)
-    third = features.token_features(["x", *middle[1:]], num_features=2**22)[2]
+    third = word_features(["x", *middle[1:]], num_features=2**22)[2]
     assert 0 < shared(inside, third) < len(inside)
 
 
 def test_neighbours_count_by_their_position():
     words = ["k", "LL", "Paris", "12", "3-"]
     ids = [
-        set(features.token_features(order, num_features=2**30)[2].tolist())
-        for order in (words, words[::-1])
+        set(word_features(order, num_features=2**30)[2].tolist()) for order in (words, words[::-1])
     ]
-    own = features.token_features(["Paris"], num_features=2**30, window=0)[0].tolist()
+    own = word_features(["Paris"], num_features=2**30, window=0)[0].tolist()
     assert ids[0] & ids[1] == {*own}
 
 
 def test_a_word_alone_has_its_own_features_only():
-    own = features.token_features(["Paris", "in", "May"], num_features=2**22, window=0)
-    other = features.token_features(["in", "Paris"], num_features=2**22, window=0)
+    own = word_features(["Paris", "in", "May"], num_features=2**22, window=0)
+    other = word_features(["in", "Paris"], num_features=2**22, window=0)
     assert np.array_equal(own[0], other[1])
     # lower, word, shape, short shape, 4 suffixes, 4 prefixes, capital | 2 letters: 2 affixes each.
     assert np.count_nonzero(own, axis=1).tolist() == [13, 8, 11]
@@ -201,18 +213,18 @@ def test_a_word_alone_has_its_own_features_only():
     ],
 )
 def test_similar_words_share_features(a, b, common):
-    ids = features.token_features([a, b], num_features=2**30, window=0)
+    ids = word_features([a, b], num_features=2**30, window=0)
     assert shared(*ids) == common
 
 
 def test_ids_of_words_stay_in_range_and_odd_words_work():
     words = ["", " ", "a b", "\ud800", "é" * 50, "\U0001f600", "-"]
-    ids = features.token_features(words, num_features=7)
+    ids = word_features(words, num_features=7)
     assert len(ids) == len(words)
     assert ids.min() == 0
     assert ids.max() == 6
-    assert features.token_features([], num_features=7).shape == (0, ids.shape[1])
-    assert features.token_features([], num_features=7, window=0).shape[0] == 0
+    assert word_features([], num_features=7).shape == (0, ids.shape[1])
+    assert word_features([], num_features=7, window=0).shape[0] == 0
 
 
 TAGS = ["O", "B-A", "I-A"]
@@ -230,22 +242,35 @@ def random_sentences(count, longest):
     ]
 
 
-@pytest.mark.parametrize("seq_len", [None, 1, 4, 64])
-def test_encoded_sentences_lose_nothing_to_the_row_length(seq_len):
-    sentences = random_sentences(25, 20)
+@pytest.mark.parametrize("seq_len", [1, 4, 64])
+def test_sentences_fill_rows_without_gaps_and_come_back(seq_len):
+    sentences = [*random_sentences(25, 20), {"tokens": [], "tags": []}]
     columns = features.encode_tag_features(
         sentences, num_features=5000, label_names=TAGS, seq_len=seq_len
     )
     gold = words_from_predictions(columns, columns["labels"], TAGS)
     assert gold == [sentence["tags"] for sentence in sentences]
     assert np.array_equal(columns["values"] > 0, columns["features"] > 0)
-    assert columns["features"].shape[1] == (seq_len or max(len(s["tokens"]) for s in sentences))
+    words = sum(max(1, len(s["tokens"])) for s in sentences)  # an empty one keeps a place
+    assert columns["features"].shape[:2] == (-(-words // seq_len), seq_len)
     for i, sentence in enumerate(sentences):
-        rows = columns["example"] == i
-        ids = columns["features"][rows][columns["label_mask"][rows] > 0]
-        expected = features.token_features(sentence["tokens"], num_features=5000)
+        ids = columns["features"][(columns["example"] == i) & (columns["label_mask"] > 0)]
+        expected = word_features(sentence["tokens"], num_features=5000)
         assert np.array_equal(ids, expected)
     assert not columns["features"][columns["label_mask"] == 0].any()
+
+
+@pytest.mark.parametrize("seq_len", [1, 4, 64])
+def test_sentences_are_decoded_each_on_its_own(seq_len):
+    """Two words that prefer I-A, wherever rows and sentences begin: only the first may be B-A."""
+    sentences = [{"tokens": ["a"] * n} for n in (2, 3, 0, 2)]
+    columns = features.encode_tag_features(
+        sentences, num_features=10, label_names=TAGS, seq_len=seq_len
+    )
+    scores = np.zeros((*columns["word"].shape, 3))
+    scores[...] = [-9, -1, 0]
+    expected = [["B-A", *["I-A"] * (n - 1)] if n else [] for n in (2, 3, 0, 2)]
+    assert decode_tags(columns, scores, TAGS) == expected
 
 
 def test_unknown_tags_are_named():
@@ -254,6 +279,7 @@ def test_unknown_tags_are_named():
             [{"tokens": ["a"], "tags": ["B-Z"]}],
             num_features=10,
             label_names=TAGS,
+            seq_len=4,
             key="data.test",
         )
 
@@ -262,5 +288,5 @@ def test_features_of_words_are_fast():
     rng = np.random.default_rng(0)
     words = [f"Word-{i}" for i in rng.zipf(1.3, 20_000) % 5000]
     start = time.process_time()
-    features.token_features(words, num_features=2**18)
+    word_features(words, num_features=2**18)
     assert len(words) / (time.process_time() - start) > 20_000

@@ -89,6 +89,16 @@ def test_parquet(tmp_path):
         examples(path)
 
 
+def test_a_damaged_parquet_file_is_one_line(tmp_path):
+    path = tmp_path / "a.parquet"
+    pa.parquet.write_table(pa.table({"text": ["x"] * 5000}), path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-30], b"PAR1" + b"\xff" * 100 + whole[104:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a\.parquet: broken Parquet: [^\n]+\Z"):
+            examples(path)
+
+
 def test_format_overrides_the_extension(put):
     assert examples(put("a.log", "x"), format="text") == [{"text": "x"}]
     assert examples(put("a.txt", '{"text": "x"}'), format="jsonl") == [{"text": "x"}]
@@ -124,6 +134,14 @@ def test_format_overrides_the_extension(put):
         ("a.txt", "x", "classify", r"read as text, which has no examples.*data\.format to one of"),
         ("a.dat", "x", "lm", r"cannot tell the format of .*a\.dat.*set data\.format"),
         ("a.parquet", "x", "lm", r"a\.parquet: broken Parquet"),
+        (
+            "a.csv",
+            "text,text,label\nx,y,1\n",
+            "classify",
+            r":1: more than one column is named",
+        ),
+        ("a.conll", b"a O\n\xff O\n", "tag", r"a\.conll:2: not UTF-8"),
+        ("a.conll", "", "tag", r"a\.conll: holds no examples"),
         ("a.conll", "a O\nb\n", "tag", r"a\.conll:2: found 'b'; expected a token"),
     ],
 )
@@ -136,10 +154,10 @@ def test_broken_gzip(put):
     path = put("a.txt.gz", "line\n" * 10000)
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
-    with pytest.raises(UserError, match=r"a\.txt\.gz:\d+: cannot be read on"):
+    with pytest.raises(UserError, match=r"a\.txt\.gz:\d+: cannot be read further"):
         examples(path)
     path.write_bytes(b"plain text")
-    with pytest.raises(UserError, match=r"a\.txt\.gz:1: cannot be read on"):
+    with pytest.raises(UserError, match=r"a\.txt\.gz:1: cannot be read further"):
         examples(path)
     path.write_bytes(whole[:12] + bytes([whole[12] ^ 0xFF]) + whole[13:])
     with pytest.raises((UserError, zlib.error)) as caught:

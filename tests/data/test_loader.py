@@ -25,9 +25,6 @@ def test_columns():
     batch = columns[np.array([4, 0, 4])]
     assert batch["a"].tolist() == [4, 0, 4]
     assert batch["b"].tolist() == [[8, 9], [0, 1], [8, 9]]
-    taken = columns.take(np.array([3, 1]))
-    assert len(taken) == 2
-    assert taken[np.array([1])]["b"].tolist() == [[2, 3]]
     with pytest.raises(ValueError, match="'a': 5, 'b': 4"):
         Columns({"a": np.arange(5), "b": np.arange(4)})
     with pytest.raises(ValueError):

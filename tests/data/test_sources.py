@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 
+from pretrain.data import files, labels
 from pretrain.data.sources import open_source, position
 from pretrain.errors import UserError
 
@@ -94,6 +95,41 @@ def test_sources_can_be_iterated_again(lines):
     source = open_source(lines, task="lm", document="line")
     assert list(source) == list(source)
     assert source.name.endswith("/lines.txt")
+
+
+def test_files_are_hashed_once(lines, monkeypatch):
+    reads = []
+    sha256 = files._sha256
+    monkeypatch.setattr(files, "_sha256", lambda *args: reads.append(args) or sha256(*args))
+    source = open_source(lines, task="lm")
+    assert source.fingerprint() == source.fingerprint()
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where"),
+    [
+        ("a.tsv", "text\tlabel\nx\tp\n\ny\todd\n", "a.tsv:4"),
+        ("a.csv", 'text,label\n"x\nx",p\ny,odd\n', "a.csv:4"),
+        ("a.jsonl", '{"text": "x", "label": "p"}\n\n{"text": "y", "label": "odd"}\n', "a.jsonl:3"),
+    ],
+)
+def test_an_unknown_label_is_told_by_file_and_line(tmp_path, name, content, where):
+    path = write(tmp_path / name, content)
+    examples = list(open_source(path, task="classify"))[::-1]  # as a sample may reorder them
+    with pytest.raises(UserError, match=rf"/{where}: data\.test: .* has the label 'odd', which"):
+        labels.class_ids(examples, ["p"], "data.test")
+
+
+def test_an_unknown_tag_is_told_by_file_and_line(tmp_path):
+    path = write(tmp_path / "a.conll", "# id 1\nAda B-X\n\n# id 2\nin O\n# aside\nRome B-odd\n.\tO")
+    examples = list(open_source(path, task="tag"))
+    with pytest.raises(UserError, match=r"/a\.conll:7: data\.test: .* has the tag 'B-odd', which"):
+        labels.tag_ids(examples, ["O", "B-X", "I-X"], "data.test")
+    rows = '{"tokens": ["a"], "tags": ["O"]}\n{"tokens": ["b", "c"], "tags": ["O", "B-odd"]}\n'
+    examples = list(open_source(write(tmp_path / "a.jsonl", rows), task="tag"))
+    with pytest.raises(UserError, match=r"/a\.jsonl:2: data\.test: .* has the tag 'B-odd', which"):
+        labels.tag_ids(examples, ["O"], "data.test")
 
 
 def test_fingerprint_follows_content_settings_and_slice(tmp_path):

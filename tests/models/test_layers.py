@@ -16,7 +16,9 @@ def init_and_apply(module, *inputs):
     params = jax.tree.map(
         lambda x: x.value, module.init(jax.random.key(0), *inputs)["params"], is_leaf=_boxed
     )
-    params = jax.tree.map(lambda x: x + jnp.arange(x.size).reshape(x.shape) % 7 * 0.1, params)
+    params = jax.tree.map(
+        lambda x: x + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape) % 7 * 0.1, params
+    )
     return jax.device_get(params), np.asarray(module.apply({"params": params}, *inputs))
 
 

@@ -202,3 +202,18 @@ def test_every_field_of_the_config_is_used():
                 used |= {node.attr} if node.value.id in ("cfg", "self") else set()
     unused = {field.name for field in dataclasses.fields(TransformerConfig)} - used
     assert not unused
+
+
+def test_layers_tell_their_hidden_states_and_attention_scores():
+    """Those of the first layer are what a model of that layer alone gives."""
+    params, _ = compiled(BERT)
+    _, told = Transformer(BERT).apply({"params": params}, **BATCH, mutable=["intermediates"])
+    (states,) = told["intermediates"]["layers"]["hidden"]
+    np.testing.assert_allclose(states[-1], hidden(BERT, BATCH), atol=1e-5)
+    first = params | {"layers": jax.tree.map(lambda x: x[:1], params["layers"])}
+    alone = Transformer(dataclasses.replace(BERT, num_layers=1)).apply({"params": first}, **BATCH)
+    np.testing.assert_allclose(states[0], alone, atol=1e-5)
+    (scores,) = told["intermediates"]["layers"]["attention"]["attention_scores"]
+    assert scores.shape == (2, 4, 2, 24, 24)
+    seen = np.broadcast_to(attention_mask(BATCH["segment_ids"], causal=False), scores.shape[1:])
+    assert (np.isfinite(scores[0]) & (scores[0] > -1e30) == seen).all()

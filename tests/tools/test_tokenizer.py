@@ -64,6 +64,17 @@ def test_vocabulary_too_large(corpus, tmp_path):
     assert not output.exists()
 
 
+def test_wrong_numbers_and_places(corpus, tmp_path):
+    flags = [f"--source={corpus}", "--text=body", f"--output={tmp_path / 'a.model'}"]
+    for flag, said in (
+        ("--vocab_size=0", "--vocab_size: found 0, expected at least 1"),
+        ("--character_coverage=2", "--character_coverage: found 2.0, expected from 0.98 to 1.0"),
+        (f"--output={tmp_path}/no/a.model", f"--output: {tmp_path}/no is not a folder; expected"),
+    ):
+        done = run(*flags, flag)
+        assert done.returncode == 1 and done.stderr.startswith(f"error: {said}")
+
+
 def test_help_explains():
     done = run("--help")
     assert "python -m tools.tokenizer --source=" in done.stdout
