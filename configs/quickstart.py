@@ -3,7 +3,7 @@
     python -m pretrain.study --config=configs/quickstart.py --workdir=runs/quickstart
 
 Argument: nothing for the quick version with one size of encoder, `full` for four sizes, four times
-the pretraining and more labels: about half a day on two cores, most of it the largest size.
+the pretraining and more labels: by estimate half a day on two cores, most of it the largest size.
 
 Every size sees the same text as often, so larger ones cost more. Learning rates are found for the
 smallest size and fall with the square root of the width: a rule, not a search. Expect a gain from
@@ -23,14 +23,14 @@ PLANS = {  # pretraining steps; (labels, fine-tuning steps)
     "quick": dict(
         sizes=("micro",),
         pretrain=4500,
-        ner=((50, 80), (200, 120), (1000, 200)),
-        packages=((100, 80), (300, 100), (1000, 150)),
+        ner=((50, 120), (200, 300), (1000, 600)),
+        packages=((100, 150), (300, 250), (1000, 450)),
     ),
     "full": dict(
         sizes=("micro", "tiny", "mini", "small"),
         pretrain=20_000,
-        ner=((50, 80), (200, 120), (1000, 300)),
-        packages=((100, 80), (1000, 300), (5000, 1000)),
+        ner=((50, 120), (200, 300), (1000, 600)),
+        packages=((100, 150), (1000, 450), (5000, 1500)),
     ),
 }
 SEEDS = 3
@@ -66,11 +66,11 @@ def get_config(arg=None):
             title="What do size and pretraining buy?",
             question=(
                 "Small encoders pretrained on raw text by masked language modelling, the same "
-                "encoders from scratch, and linear models, at several numbers of labels."
+                "encoders from scratch, and linear models, at several numbers of silver labels "
+                "(from markup and file names, not from annotators)."
             ),
             notes=(
-                "Text and labels are docstrings of the installed Python packages, read in place. "
-                "Labels are silver: they come from markup and file names, not from annotators.",
+                "Text and labels are docstrings of the installed Python packages, read in place.",
                 "All models of a seed see the same labelled sample, and share one validation set.",
                 "Encoders of every size are pretrained on equally many tokens. Their learning "
                 "rates follow a rule (the smallest size's, falling with the square root of the "
@@ -127,7 +127,7 @@ def encoder(name, size, start, steps, **common):
         | labelled(**common)
         | {
             "train.budget": f"{steps} steps",
-            "optimizer.lr": scaled(1e-3, size),
+            "optimizer.lr": scaled(2e-3, size),
             "evals.every": "33%",
         },
     )

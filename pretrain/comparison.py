@@ -9,48 +9,16 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from pretrain import stats
 from pretrain.errors import UserError
 from pretrain.metrics import LOWER_IS_BETTER
+from pretrain.stats import Interval, difference, interval
 
 Row = dict[str, Any]
 
 LABELLED = ("classify", "tag")  # every other objective is pretraining
 SIZE_STEP = 1.25  # models whose non-embedding parameters differ by less count as equally large
-
-
-class Interval(NamedTuple):
-    """A mean over ``n`` seeds with its 95 % interval; ``low`` and ``high`` are nan for one seed."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def verdict(self) -> str:
-        """For a difference: on which side of zero the whole interval lies."""
-        if self.n < 2:
-            return "one seed"
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "not separated"
-
-
-def interval(values: Iterable[float]) -> Interval:
-    """Mean and Student-t interval of at least one value."""
-    values = list(values)
-    return Interval(*stats.mean_interval(values), len(values))
-
-
-def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Interval | None:
-    """Paired difference ``a - b`` over the seeds that both have; None where they share none."""
-    seeds = sorted(a.keys() & b.keys())
-    if not seeds:
-        return None
-    return Interval(
-        *stats.paired_difference([a[s] for s in seeds], [b[s] for s in seeds]), len(seeds)
-    )
 
 
 def finished(rows: Iterable[Row]) -> list[Row]:
@@ -229,7 +197,7 @@ def pretraining_cost(row: Row, by_name: Mapping[str, Row]) -> dict[str, float] |
 class Comparison:
     """``a`` against ``b`` at one label count; ``gain`` is positive where ``a`` is better."""
 
-    question: str  # "pretraining" | "linear" | "size"
+    question: str  # "pretraining" | "size, pretrained" | "size, scratch" | "linear"
     a: str
     b: str
     labels: int
@@ -250,15 +218,15 @@ def comparisons(task: Task) -> list[Comparison]:
         for labels in task.labels
     ]
     pairs += [
+        (f"size, {larger.kind}", larger.name, labels, smaller.name)
+        for larger, smaller in size_pairs(task)
+        for labels in task.labels
+    ]
+    pairs += [
         ("linear", model.name, labels, linear)
         for model in task.kind("pretrained")
         for labels in task.labels
         if (linear := best_linear(task, labels))
-    ]
-    pairs += [
-        ("size", larger.name, labels, smaller.name)
-        for larger, smaller in size_pairs(task)
-        for labels in task.labels
     ]
     return [
         Comparison(question, a, b, labels, paired)

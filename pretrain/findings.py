@@ -4,27 +4,48 @@ from collections.abc import Sequence
 
 from pretrain.comparison import (
     Comparison,
-    Interval,
     Row,
     Task,
     comparisons,
-    counterpart,
     finished,
     gain,
     is_pretraining,
     mean,
     metric_name,
-    pretraining_cost,
 )
 from pretrain.page import duration, number, plural, quantity
+from pretrain.stats import Interval
 
 # A loss within this fraction of the unigram entropy has learnt little beyond word frequencies.
 PLATEAU = 0.1
 VERDICTS = {
     "better": "interval above 0",
     "worse": "interval below 0",
-    "not separated": "interval includes 0",
+    "undecided": "interval includes 0",
     "one seed": "one seed, no interval",
+}
+QUESTIONS = {  # title, who is held against whom, the sentence where there is nothing to compare
+    "pretraining": (
+        "Pretraining",
+        "the pretrained model against the same model from scratch",
+        "Pretraining: no model was run both pretrained and from scratch on the same seeds, so what "
+        "pretraining buys is unknown.",
+    ),
+    "size, pretrained": (
+        "Size, with pretraining",
+        "the larger model against the next smaller",
+        "Size: no two pretrained models of different size were run, so what size buys is unknown.",
+    ),
+    "size, scratch": (
+        "Size, from scratch",
+        "the larger model against the next smaller",
+        "",
+    ),
+    "linear": (
+        "Linear models",
+        "the pretrained model against the best linear one (chosen on validation data)",
+        "",
+    ),
 }
 
 
@@ -47,73 +68,108 @@ def missing(rows: Sequence[Row]) -> list[str]:
     return texts
 
 
-def task_findings(task: Task) -> list[str | tuple[str, list[str]]]:
-    """Sentences about one labelled task; with some, those of single label counts below."""
-    made = comparisons(task)
-    sentences: list[str | tuple[str, list[str]]] = []
-    for model in task.kind("pretrained"):
-        mine = [c for c in made if c.a == model.name and c.question == "pretraining"]
-        if mine:
-            head = f"{quoted(model.name)} against {quoted(counterpart(task, model))}: "
-            below = [pretraining_sentence(task, c) for c in mine]
-            sentences.append((head + _tally(mine, "pretraining"), below))
-        else:
-            sentences.append(
-                f"{quoted(model.name)}: no model of its size was trained from scratch on the same "
-                f"seeds, so what pretraining gave it is unknown."
-            )
-        linear = [c for c in made if c.a == model.name and c.question == "linear"]
-        if linear:
-            sentences.append(
-                f"{quoted(model.name)} against the best linear model (chosen on validation data): "
-                f"{_tally(linear, 'the pretrained model')}"
-            )
-    for a, b in dict.fromkeys((c.a, c.b) for c in made if c.question == "size"):
-        mine = [c for c in made if (c.a, c.b, c.question) == (a, b, "size")]
-        sizes = [quantity(task.models[m].other) for m in (a, b)]
-        sentences.append(
-            f"Size: {quoted(a)} ({sizes[0]} parameters outside the embedding) against "
-            f"{quoted(b)} ({sizes[1]}): {_tally(mine, 'the larger')}"
+def answers(labelled: Sequence[Task], rows: Sequence[Row]) -> list[str]:
+    """The study's question answered over all tasks, one sentence or two a question."""
+    made = [(task, c) for task in labelled for c in comparisons(task)]
+    sentences = []
+    for question, (title, who, nothing) in QUESTIONS.items():
+        here = [c for _, c in made if c.question == question]
+        if not here:
+            sentences += [nothing] if nothing else []
+            continue
+        verdicts = [c.gain.verdict for c in here]
+        counts = ", ".join(
+            f"{word} in {verdicts.count(word)}"
+            for word in ("better", "worse", "undecided", "one seed")
+            if word != "one seed" or word in verdicts
         )
-    sentences += [_best_sentence(task, n) for n in dict.fromkeys((task.labels[0], task.labels[-1]))]
+        ranges = "; ".join(
+            f"{task.name} {_range(task, question)}"
+            for task in labelled
+            if any(t is task and c.question == question for t, c in made)
+        )
+        sentences.append(
+            f"{title}: {who}, {plural(len(here), 'comparison')}: {counts}. "
+            f"Mean differences: {ranges}."
+        )
+    if price := _price(labelled, rows):
+        sentences.append(price)
+    if any(c.gain.n > 1 for _, c in made):
+        sentences.append(
+            "Better or worse: the whole 95 % interval of the paired difference over seeds lies "
+            "above or below 0. Undecided: it includes 0, and the runs do not tell."
+        )
     return sentences
 
 
-def _tally(made: Sequence[Comparison], subject: str) -> str:
-    """``pretraining is ahead at 50 and 200 labels (+0.207, +0.160; interval above 0); ...``."""
-    words = {
-        "better": f"{subject} is ahead at {{}} labels ({{}}; interval above 0)",
-        "worse": f"{subject} is behind at {{}} labels ({{}}; interval below 0)",
-        "not separated": "undecided at {} labels ({}; interval includes 0)",
-        "one seed": "a single seed at {} labels ({}), which decides nothing",
-    }
-    parts = []
-    for verdict, text in words.items():
-        here = [c for c in made if c.gain.verdict == verdict]
-        if here:
-            counts = " and ".join(
-                filter(
-                    None, (", ".join(f"{c.labels:,}" for c in here[:-1]), f"{here[-1].labels:,}")
-                )
-            )
-            parts.append(text.format(counts, ", ".join(signed(c.gain.mean) for c in here)))
+def _range(task: Task, question: str) -> str:
+    gains = [c.gain.mean for c in comparisons(task) if c.question == question]
+    low, high = signed(min(gains)), signed(max(gains))
+    return f"{low if low == high else f'{low} to {high}'} {metric_name(task.metric)}"
+
+
+def _price(labelled: Sequence[Task], rows: Sequence[Row]) -> str:
+    """Seconds of pretraining and of labelled training, side by side."""
+    before = [r["train.seconds"] for r in finished(rows) if is_pretraining(r)]
+    if not before:
+        return ""
+    span = dict.fromkeys((duration(min(before)), duration(max(before))))
+    each = "" if len(before) == 1 else "each "
+    parts = [f"Price: {plural(len(before), 'pretraining run')}, {each}{' to '.join(span)}"]
+    for kind, name in (("pretrained", "fine-tuning"), ("linear", "training a linear model")):
+        seconds = mean(
+            row.get("train.seconds")
+            for task in labelled
+            for row in task.rows
+            if task.models[row["model"]].kind == kind
+        )
+        parts += [f"{name} {duration(seconds)} on average"] if seconds else []
     return "; ".join(parts) + "."
 
 
-def pretraining_sentence(task: Task, made: Comparison) -> str:
-    """One comparison of a pretrained model with the same one from scratch."""
-    ours, theirs = (number(task.score(m, made.labels).mean) for m in (made.a, made.b))
-    start = f"At {made.labels:,} labels: {metric_name(task.metric)} {ours} against {theirs}; "
-    if made.gain.verdict == "one seed":
-        return (
-            f"{start}a difference of {signed(made.gain.mean)} from one seed. Without an interval "
-            f"this says nothing about another seed."
+def task_findings(task: Task) -> list[str | tuple[str, list[str]]]:
+    """Sentences about one labelled task; where there are several models, each has its own below."""
+    made = comparisons(task)
+    sentences: list[str | tuple[str, list[str]]] = []
+    for question, (title, who, _) in QUESTIONS.items():
+        groups: dict[str, list[Comparison]] = {}
+        for c in made:
+            if c.question == question:
+                groups.setdefault(c.a, []).append(c)
+        if len(groups) == 1:
+            ((name, mine),) = groups.items()
+            others = " or ".join(dict.fromkeys(quoted(c.b) for c in mine))
+            sentences.append(f"{title}: {quoted(name)} against {others}: {_tally(mine)}")
+        elif groups:
+            lines = [f"{quoted(name)}: {_tally(mine)}" for name, mine in groups.items()]
+            sentences.append((f"{title}: {who}.", lines))
+    alone = [
+        quoted(m.name)
+        for m in task.kind("pretrained")
+        if not any(c.a == m.name and c.question == "pretraining" for c in made)
+    ]
+    if alone:
+        sentences.append(
+            f"No model like {', '.join(alone)} was trained from scratch on the same seeds, so "
+            f"what pretraining gave there is unknown."
         )
-    seeds = f"{bracketed(made.gain)} over {made.gain.n} paired seeds"
-    if made.gain.verdict == "not separated":
-        return f"{start}difference {seeds}. The interval includes 0: the runs do not decide."
-    word = "helps" if made.gain.verdict == "better" else "hurts"
-    return f"{start}pretraining {word}: {seeds}. The interval excludes 0."
+    return sentences + [
+        _best_sentence(task, n) for n in dict.fromkeys((task.labels[0], task.labels[-1]))
+    ]
+
+
+def _tally(made: Sequence[Comparison]) -> str:
+    """``better at 50 and 200 labels (+0.207, +0.160); undecided at 1,000 labels (+0.003).``"""
+    parts = []
+    for verdict in VERDICTS:
+        here = [c for c in made if c.gain.verdict == verdict]
+        if here:
+            *first, last = [f"{c.labels:,}" for c in here]
+            counts = f"{', '.join(first)} and {last}" if first else last
+            gains = ", ".join(signed(c.gain.mean) for c in here)
+            words = "one seed, which decides nothing," if verdict == "one seed" else verdict
+            parts.append(f"{words} at {counts} labels ({gains})")
+    return "; ".join(parts) + "."
 
 
 def _best_sentence(task: Task, labels: int) -> str:
@@ -133,43 +189,29 @@ def _best_sentence(task: Task, labels: int) -> str:
     return sentence + (f"; not run there: {absent}." if absent else ".")
 
 
-def cost_findings(labelled: Sequence[Task], rows: Sequence[Row]) -> list[str]:
-    """What pretraining reached and what it cost beside fine-tuning."""
+def pretraining_findings(rows: Sequence[Row]) -> list[str]:
+    """How far each pretraining run got below guessing by frequency."""
     sentences = []
-    for row in finished(rows):
-        if not is_pretraining(row):
+    for row in filter(is_pretraining, finished(rows)):
+        loss, entropy = row.get("scores.validation.loss"), row.get("data.unigram_entropy")
+        if loss is None or entropy is None:
             continue
-        loss = row.get("scores.validation.loss")
-        sentence = (
-            f"{quoted(row['name'])}: {quantity(row['train.tokens'])} tokens in "
-            f"{duration(row['train.seconds'])}, held-out loss {number(loss, 2)} nats"
+        below = entropy - loss
+        if below <= 0:
+            words = f"no better than guessing by word-piece frequency ({number(entropy, 2)})"
+        elif below < PLATEAU * entropy:
+            words = (
+                f"only {number(below, 2)} below guessing by word-piece frequency "
+                f"({number(entropy, 2)}): it has hardly left that plateau"
+            )
+        else:
+            words = (
+                f"{number(below, 2)} below guessing by word-piece frequency ({number(entropy, 2)})"
+            )
+        sentences.append(
+            f"{quoted(row['name'])}: held-out loss {number(loss, 2)} nats after "
+            f"{quantity(row['train.tokens'])} tokens, {words}."
         )
-        entropy = row.get("data.unigram_entropy")
-        if loss is not None and entropy is not None:
-            below = entropy - loss
-            if below <= 0:
-                sentence += f", no better than guessing by word frequency ({number(entropy, 2)})"
-            elif below < PLATEAU * entropy:
-                sentence += (
-                    f", only {number(below, 2)} below the unigram entropy of {number(entropy, 2)}: "
-                    f"it has hardly left that plateau"
-                )
-            else:
-                sentence += f", {number(below, 2)} below the unigram entropy {number(entropy, 2)}"
-        sentences.append(sentence + ".")
-    by_name = {row["name"]: row for row in rows}
-    for task in labelled:
-        for model in task.kind("pretrained"):
-            runs = [r for r in task.rows if r["model"] == model.name]
-            costs = [c for r in runs if (c := pretraining_cost(r, by_name))]
-            tuning = mean([r.get("train.seconds") for r in runs])
-            if costs and tuning:
-                before = mean([c["seconds"] for c in costs])
-                sentences.append(
-                    f"{task.name}, {quoted(model.name)}: pretraining took {duration(before)} for "
-                    f"{quantity(mean([c['tokens'] for c in costs]))} tokens, a fine-tuning run "
-                    f"{duration(tuning)} on average: as long as {before / tuning:.3g} of these."
-                )
     return sentences
 
 

@@ -7,10 +7,7 @@ the renderers escape it. The HTML file loads nothing: its style is inline and it
 import base64
 import html
 import math
-import os
-import pathlib
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -192,20 +189,6 @@ def _html_cell(cell: str | Cell, column: int, text_columns: int) -> str:
 
 def _kind(column: int, text_columns: int) -> str:
     return "" if column < text_columns else ' class="num"'
-
-
-def write_atomic(path: pathlib.Path, data: bytes) -> None:
-    """Replaces a file in one step, so that a reader or a kill never meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner reads
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def number(value: float | None, digits: int = 3) -> str:

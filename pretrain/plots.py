@@ -1,21 +1,37 @@
 """The pictures of a study: functions of its comparison that return PNG bytes.
 
-Colours are Okabe and Ito's, which readers with colour-blindness tell apart; the line's dashes also
-say what kind of model it is: solid pretrained, dashed from scratch, dotted linear.
+Most colours are Okabe and Ito's, which readers with colour-blindness tell apart. One colour is one
+encoder, lighter from scratch; dashes say the kind too: solid pretrained, dashed from scratch,
+dotted linear.
 """
 
 import functools
 import io
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pretrain.comparison import Row, Task, is_pretraining, mean, metric_name, pretraining_cost, sign
+import numpy as np
+
+from pretrain.comparison import (
+    Row,
+    Task,
+    counterpart,
+    finished,
+    is_pretraining,
+    mean,
+    metric_name,
+    pretraining_cost,
+    sign,
+)
+from pretrain.page import quantity
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8860B", "#1d2530", "#8C6BB1")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 DASHES = {"pretrained": "-", "scratch": (0, (5, 2)), "linear": (0, (1, 1.4))}
 DPI = 150
+BANDED = 4  # with more models than these, bands of intervals would hide each other
 MIN_SPAN = 0.1  # of a score axis, so that a hair's breadth does not look like a gulf
 INK, QUIET, LINE = "#1d2530", "#5b6675", "#dfe4ea"
 SETTINGS = {
@@ -46,13 +62,35 @@ class Style(NamedTuple):
     marker: str
 
 
-def styles(names: Sequence[str]) -> dict[str, Style]:
-    """One style a model, in order of first appearance."""
-    unique = dict.fromkeys(names)
-    return {
-        name: Style(COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)])
-        for i, name in enumerate(unique)
-    }
+def styles(tasks: Sequence[Task], rows: Sequence[Row]) -> dict[str, Style]:
+    """A style for every model, and for every pretraining run that of the model made from it."""
+    look: dict[str, Style] = {}
+    fresh = map(_style, itertools.count())
+    for task in tasks:
+        twins = {twin: m.name for m in task.kind("pretrained") if (twin := counterpart(task, m))}
+        for name in sorted(task.models, key=lambda n: n in twins):  # twins behind all others
+            if name not in look and name in twins:
+                colour, marker = look[twins[name]]
+                look[name] = Style(_lighter(colour), marker)
+            elif name not in look:
+                look[name] = next(fresh)
+    for row in finished(rows):
+        if row["init_from"] and row["model"] in look:
+            look.setdefault(row["init_from"], look[row["model"]])
+    for row in filter(is_pretraining, finished(rows)):
+        if row["name"] not in look:
+            look[row["name"]] = next(fresh)
+    return look
+
+
+def _style(index: int) -> Style:
+    turn, place = divmod(index, len(COLOURS))
+    return Style(COLOURS[place], MARKERS[(place + turn) % len(MARKERS)])
+
+
+def _lighter(colour: str) -> str:
+    """A third of the way to white."""
+    return "#" + "".join(f"{(2 * int(colour[i : i + 2], 16) + 255) // 3:02x}" for i in (1, 3, 5))
 
 
 def _styled(draw: Callable[..., bytes]) -> Callable[..., bytes]:
@@ -80,20 +118,22 @@ def learning_curves(task: Task, look: Mapping[str, Style]) -> bytes:
         labels = [n for n in task.labels if (name, n) in task.test]
         scores = [task.score(name, n) for n in labels]
         means, style = [s.mean for s in scores], look[name]
-        axes.fill_between(
-            labels,
-            [s.low for s in scores],
-            [s.high for s in scores],
-            color=style.colour,
-            alpha=0.11,
-            linewidth=0,
-        )
+        if len(task.models) <= BANDED:
+            axes.fill_between(
+                labels,
+                [s.low for s in scores],
+                [s.high for s in scores],
+                color=style.colour,
+                alpha=0.11,
+                linewidth=0,
+            )
         axes.plot(
             labels,
             means,
             color=style.colour,
             marker=style.marker,
             markersize=6,
+            markerfacecolor=style.colour if model.kind == "pretrained" else "white",
             linestyle=DASHES[model.kind],
             linewidth=2,
         )
@@ -173,6 +213,39 @@ def score_versus_cost(
         frameon=False,
         fontsize=9,
     )
+    return _png(figure)
+
+
+@_styled
+def score_versus_size(tasks: Sequence[Task]) -> bytes:
+    """Mean test score against parameters, a panel a task, a line for each label count and start."""
+    figure, grid = _figure(9.2, 3.9, columns=len(tasks))
+    for task, axes in zip(tasks, np.ravel(grid), strict=True):
+        sizes: dict[int, str] = {}
+        named = "pretrained" if task.kind("pretrained") else "scratch"  # the lines of the legend
+        for kind in ("pretrained", "scratch"):
+            for labels, colour, marker in zip(
+                task.labels, itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False
+            ):
+                models = [m for m in task.kind(kind) if (m.name, labels) in task.test]
+                models.sort(key=lambda m: m.other)
+                sizes |= {m.other: quantity(m.other) for m in models}
+                axes.plot(
+                    [m.other for m in models],
+                    [task.score(m.name, labels).mean for m in models],
+                    color=colour,
+                    marker=marker,
+                    markerfacecolor=colour if kind == "pretrained" else "white",
+                    linestyle=DASHES[kind],
+                    label=f"{labels:,} labels" if kind == named else None,
+                )
+        axes.set_xscale("log")
+        axes.set_xticks(list(sizes), list(sizes.values()))
+        axes.minorticks_off()
+        axes.set_title(task.name)
+        axes.set_xlabel("parameters outside the embedding")
+        axes.set_ylabel(f"test {metric_name(task.metric)}")
+        axes.legend(frameon=False, fontsize=9)
     return _png(figure)
 
 

@@ -4,11 +4,11 @@ What the page says in words is derived here from the figures, favourable or not.
 """
 
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from pretrain import plots
 from pretrain.comparison import (
-    Interval,
     Model,
     Row,
     Task,
@@ -19,9 +19,11 @@ from pretrain.comparison import (
     metric_name,
     num_labels,
     pretraining_cost,
+    size_pairs,
     tasks,
 )
-from pretrain.findings import cost_findings, missing, signed, task_findings
+from pretrain.files import write_text
+from pretrain.findings import answers, missing, pretraining_findings, signed, task_findings
 from pretrain.page import (
     DASH,
     Block,
@@ -39,27 +41,21 @@ from pretrain.page import (
     quantity,
     to_html,
     to_markdown,
-    write_atomic,
 )
+from pretrain.stats import Interval
 
 QUESTIONS = {
     "pretraining": "pretrained / scratch",
+    "size, pretrained": "larger / smaller",
+    "size, scratch": "larger / smaller",
     "linear": "pretrained / best linear",
-    "size": "larger / smaller",
+}
+MEANINGS = {  # of metrics that not every reader knows
+    "f1": " Entity F1: harmonic mean of precision and recall of whole entities, place and type.",
+    "macro_f1": " Macro F1: mean over classes of the harmonic mean of precision and recall.",
+    "mcc": " MCC: Matthews correlation of predicted and true classes, 0 at chance.",
 }
 _SPLITS = ("validation", "test")
-_PRETRAINING_COLUMNS = (
-    "Run",
-    "Objective",
-    "Seed",
-    "Parameters",
-    "Tokens",
-    "FLOPs",
-    "Time",
-    "Loss",
-    "Masked accuracy",
-    "Unigram entropy",
-)
 _COST_COLUMNS = (
     "Model",
     "Parameters",
@@ -84,9 +80,9 @@ def write(
     blocks = build(rows, title=title, question=question, notes=notes, command=command)
     for block in blocks:
         if isinstance(block, Figure):
-            write_atomic(workdir / block.file, block.png)
-    write_atomic(workdir / "report.md", to_markdown(blocks).encode())
-    write_atomic(workdir / "report.html", to_html(blocks, title).encode())
+            (workdir / block.file).write_bytes(block.png)
+    write_text(workdir / "report.md", to_markdown(blocks))
+    write_text(workdir / "report.html", to_html(blocks, title))
 
 
 def build(
@@ -100,18 +96,15 @@ def build(
     """The blocks of the page."""
     labelled = tasks(rows)
     pretraining = [r for r in finished(rows) if is_pretraining(r)]
-    models = [name for task in labelled for name in task.models]
-    look = plots.styles(models + [r["name"] for r in pretraining])
-    for row in finished(rows):  # a pretraining run wears the style of the model made from it
-        if row["init_from"] and row["model"] in look:
-            look[row["init_from"]] = look[row["model"]]
+    look = plots.styles(labelled, rows)
     blocks: list[Block] = [Heading(title, 1)]
     blocks += [Text(question, "lede")] if question else []
     blocks += [Text(_summary(rows, labelled), "small")]
     blocks += [Text(text, "notice") for text in missing(rows)]
-    blocks += _findings(labelled, rows)
+    blocks += _answers(labelled, rows)
     for index, task in enumerate(labelled):
         blocks += _task(task, index, look)
+    blocks += _size(labelled)
     blocks += _pretraining(pretraining, look)
     blocks += _costs(labelled, rows, look)
     blocks += _method(labelled, rows, notes)
@@ -129,15 +122,10 @@ def _summary(rows: Sequence[Row], labelled: Sequence[Task]) -> str:
     )
 
 
-def _findings(labelled: Sequence[Task], rows: Sequence[Row]) -> list[Block]:
-    blocks: list[Block] = [Heading("What the figures show")]
+def _answers(labelled: Sequence[Task], rows: Sequence[Row]) -> list[Block]:
     if not labelled:
-        blocks.append(Text("No labelled task has a test score yet, so nothing is compared."))
-    for task in labelled:
-        blocks += [Heading(task.name, 3), Bullets(task_findings(task))]
-    if sentences := cost_findings(labelled, rows):
-        blocks += [Heading("Pretraining and its price", 3), Bullets(sentences)]
-    return blocks
+        return [Text("No labelled task has a test score yet, so nothing is compared.")]
+    return [Heading("In short"), Bullets(answers(labelled, rows))]
 
 
 def _task(task: Task, index: int, look: Mapping[str, plots.Style]) -> list[Block]:
@@ -147,19 +135,23 @@ def _task(task: Task, index: int, look: Mapping[str, plots.Style]) -> list[Block
         [model, *(_score_cell(task.score(model, n), best[n] == model) for n in task.labels)]
         for model in task.models
     ]
+    bands = ""
+    if len(task.models) <= plots.BANDED:
+        bands = ", bands 95 % intervals of the mean (cut off at the frame where seeds are few)"
     blocks: list[Block] = [
         Heading(task.name),
         Figure(
             f"learning-{index + 1}.png",
             plots.learning_curves(task, look),
-            f"Test {name} of {task.name} by number of labelled examples. Lines: means; dots: "
-            f"seeds; bands: 95 % intervals of the mean, which may leave the frame where seeds "
-            f"are few.",
+            f"Test {name} of {task.name} by number of labelled examples. Solid: pretrained; "
+            f"dashed: from scratch; dotted: linear. Lines are means, dots seeds{bands}.",
         ),
+        Bullets(task_findings(task)),
         Table(
             ["Model", *(f"{n:,} labels" for n in task.labels)],
             rows,
-            f"Test {name}: mean [95 % interval], number of seeds. Bold: highest mean.",
+            f"Test {name}: mean [95 % interval], number of seeds n. Bold: highest mean."
+            f"{MEANINGS.get(task.metric, '')}",
         ),
     ]
     if made := comparisons(task):
@@ -183,7 +175,7 @@ def _task(task: Task, index: int, look: Mapping[str, plots.Style]) -> list[Block
 
 
 def _gain_cell(made: Interval) -> Cell:
-    mark = {"better": "▲ ", "worse": "▼ ", "not separated": "= "}.get(made.verdict, "")
+    mark = {"better": "▲ ", "worse": "▼ ", "undecided": "= "}.get(made.verdict, "")
     return Cell(mark + signed(made.mean), _bounds(made, signed))
 
 
@@ -196,6 +188,17 @@ def _bounds(made: Interval, show: Callable[[float], str]) -> str:
     return f"{bounds}n={made.n}"
 
 
+def _size(labelled: Sequence[Task]) -> list[Block]:
+    sized = [task for task in labelled if size_pairs(task)]
+    if not sized:
+        return []
+    caption = (
+        "Mean test score against parameters outside the embedding. Solid, filled: pretrained; "
+        "dashed, hollow: from scratch. The tables of paired differences above have the intervals."
+    )
+    return [Heading("Size"), Figure("size.png", plots.score_versus_size(sized), caption)]
+
+
 def _pretraining(runs: Sequence[Row], look: Mapping[str, plots.Style]) -> list[Block]:
     if not runs:
         return []
@@ -205,33 +208,31 @@ def _pretraining(runs: Sequence[Row], look: Mapping[str, plots.Style]) -> list[B
             Figure(
                 "pretraining.png",
                 plots.pretraining_curves(runs, look),
-                "Held-out loss against tokens seen. The dashed line is the entropy of the "
-                "word-piece frequencies: above it a model knows less than how often each occurs.",
+                "Loss on held-out text against tokens seen. The dashed line is the unigram "
+                "entropy: the loss of guessing every word piece by its frequency.",
             )
         )
-    blocks.append(
-        Table(
-            _PRETRAINING_COLUMNS,
-            [
-                [
-                    r["name"],
-                    r["objective"],
-                    str(r["seed"]),
-                    quantity(r.get("params.total")),
-                    quantity(r.get("train.tokens")),
-                    quantity(r.get("train.flops")),
-                    duration(r.get("train.seconds")),
-                    number(r.get("scores.validation.loss")),
-                    number(r.get("scores.validation.masked_accuracy")),
-                    number(r.get("data.unigram_entropy")),
-                ]
-                for r in runs
-            ],
-            "Scores on held-out text.",
-            text_columns=2,
-        )
+    if sentences := pretraining_findings(runs):
+        blocks.append(Bullets(sentences))
+    columns = {
+        "Run": lambda r: r["name"],
+        "Objective": lambda r: r["objective"],
+        "Seed": lambda r: str(r["seed"]),
+        "Parameters": lambda r: quantity(r.get("params.total")),
+        "Tokens": lambda r: quantity(r.get("train.tokens")),
+        "FLOPs": lambda r: quantity(r.get("train.flops")),
+        "Time": lambda r: duration(r.get("train.seconds")),
+        "Loss": lambda r: number(r.get("scores.validation.loss")),
+        "Masked accuracy": lambda r: number(r.get("scores.validation.masked_accuracy")),
+        "Unigram entropy": lambda r: number(r.get("data.unigram_entropy")),
+    }
+    caption = (
+        "Scores on held-out text; loss and entropy in nats a predicted word piece. Masked "
+        "accuracy: share of hidden word pieces guessed right. FLOPs: arithmetic operations of "
+        "training, estimated from the shapes."
     )
-    return blocks
+    cells = [[show(r) for show in columns.values()] for r in runs]
+    return [*blocks, Table(list(columns), cells, caption, text_columns=2)]
 
 
 def _costs(
@@ -260,7 +261,8 @@ def _costs(
                 _COST_COLUMNS,
                 body,
                 f"{task.name}: costs at the most labels that the model was trained on, means over "
-                f"seeds. Latency: one example at a time.",
+                f"seeds. Latency: text to prediction, one example at a time; median and 95th "
+                f"percentile.",
             )
         )
     return blocks
@@ -350,19 +352,14 @@ def _method(labelled: Sequence[Task], rows: Sequence[Row], notes: Sequence[str])
     if compile_seconds:
         items.append(
             f"Training times are without evaluation and without compilation, which took "
-            f"{duration(compile_seconds)} in "
-            f"all."
+            f"{duration(compile_seconds)} in all."
         )
     blocks: list[Block] = [Heading("How it was measured"), Bullets(items)]
     if searched:
         body = [
             [
-                r["model"],
-                r["task"],
-                f"{num_labels(r):,}",
-                str(r["seed"]),
-                str(r["candidates"]),
-                r["name"],
+                *(r["model"], r["task"], f"{num_labels(r):,}"),
+                *(str(r["seed"]), str(r["candidates"]), r["name"]),
             ]
             for r in searched
             if r["selected"]
@@ -373,6 +370,17 @@ def _method(labelled: Sequence[Task], rows: Sequence[Row], notes: Sequence[str])
     return blocks
 
 
+def _environment(row: Row) -> str:
+    """Machine and main versions; those of the packages that texts came from are in the table."""
+    start = "environment."
+    facts = {
+        key.removeprefix(start).removeprefix("packages."): value
+        for key, value in row.items()
+        if key.startswith(start) and not key.startswith(f"{start}docstrings.")
+    }
+    return ", ".join(f"{key} {value}" for key, value in facts.items())
+
+
 def _provenance(rows: Sequence[Row], command: str) -> list[Block]:
     done = finished(rows)
     blocks: list[Block] = [Heading("Where it comes from")]
@@ -381,7 +389,8 @@ def _provenance(rows: Sequence[Row], command: str) -> list[Block]:
         for split in ("train", "validation", "test"):
             if name := row.get(f"data.{split}.name"):
                 source = (row["task"], split, name, row.get(f"data.{split}.fingerprint") or "")
-                sources.setdefault(source, set()).add(row.get(f"data.{split}.examples") or 0)
+                size = row.get(f"data.{split}.examples") or row.get(f"data.{split}.num_documents")
+                sources.setdefault(source, set()).add(size or 0)
     if sources:
         blocks.append(
             Table(
@@ -394,15 +403,7 @@ def _provenance(rows: Sequence[Row], command: str) -> list[Block]:
                 text_columns=4,
             )
         )
-    places: dict[str, int] = {}
-    for row in done:
-        facts = {
-            k.removeprefix("environment.").removeprefix("packages."): v
-            for k, v in row.items()
-            if k.startswith("environment.")
-        }
-        text = ", ".join(f"{k} {v}" for k, v in facts.items())
-        places[text] = places.get(text, 0) + 1
+    places = Counter(_environment(row) for row in done)
     if len(places) > 1:
         warning = (
             f"The runs come from {len(places)} environments; times do not compare across them."
@@ -426,6 +427,12 @@ def _provenance(rows: Sequence[Row], command: str) -> list[Block]:
         ]
         for r in rows
     ]
+    table = (
+        "The whole table lies beside this page as results.jsonl, with the version of every package "
+        "whose docstrings were read."
+        if any("environment.docstrings.content_hash" in row for row in done)
+        else "The whole table lies beside this page as results.jsonl."
+    )
     columns = ["Run", "State", "Key", "Candidates", "Validation", "Test", "Training time"]
     runs = Details(f"All {len(rows)} runs", [Table(columns, body, text_columns=3)])
-    return [*blocks, runs, Text("The whole table lies beside this page as results.jsonl.", "small")]
+    return [*blocks, runs, Text(table, "small")]

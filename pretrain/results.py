@@ -1,21 +1,17 @@
 """The flat table of a study, ``results.jsonl``: one JSON object a run, keys joined by dots."""
 
-import json
 import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from pretrain import comparison
 from pretrain.comparison import Row
 from pretrain.config import flatten
 from pretrain.errors import UserError
-from pretrain.files import read_jsonl, to_json
-from pretrain.page import write_atomic
+from pretrain.files import read_jsonl, write_jsonl
 
-CURVE_POINTS = 200  # at most about so many points of a loss curve
+FILE = "results.jsonl"
 # What a result says of itself in words that the study uses for its own labels.
 RENAMED = {"task": "objective", "model": "architecture"}
 
@@ -35,42 +31,32 @@ def finished_row(
     flat = _with_nan({k: v for k, v in flat.items() if k not in labels})
     row = {**labels, "status": "finished", **flat}
     if comparison.is_pretraining(row):
-        row["curve"] = loss_curve(metrics, row["train.steps"], row["train.tokens"])
+        row["curve"] = loss_curve(metrics)
     return row
 
 
-def loss_curve(path: pathlib.Path, steps: int, tokens: int) -> list[list[float]]:
-    """``[[step, tokens, validation loss], ...]`` of a run that took ``steps`` over ``tokens``.
-
-    A resumed run may have logged a step twice; the later line counts. Tokens of an evaluation are
-    interpolated between the steps that logged them.
-    """
-    seen, losses = {0: 0.0, steps: float(tokens)}, {}
-    for entry in read_jsonl(path):
-        if "train/tokens" in entry:
-            seen[entry["step"]] = float(entry["train/tokens"])
-        if entry.get("validation/loss") is not None:  # null stands for nan
-            losses[entry["step"]] = float(entry["validation/loss"])
-    logged, evaluated = sorted(seen), sorted(losses)
-    at = np.interp(evaluated, logged, [seen[s] for s in logged])
-    curve = [[s, round(float(t)), losses[s]] for s, t in zip(evaluated, at, strict=True)]
-    thin = max(1, math.ceil(len(curve) / CURVE_POINTS))
-    return curve[::-thin][::-1]  # the last point stays
+def loss_curve(path: pathlib.Path) -> list[list[float]]:
+    """``[[step, tokens seen, validation loss], ...]``; what a resumed run logged last counts."""
+    curve = {
+        entry["step"]: [entry["step"], entry["train/tokens"], entry["validation/loss"]]
+        for entry in read_jsonl(path)
+        if entry.get("validation/loss") is not None  # null stands for nan
+    }
+    return [curve[step] for step in sorted(curve)]
 
 
 def write(workdir: pathlib.Path, rows: list[Row]) -> None:
     """Selects among candidates and writes the table."""
     comparison.select(rows)
-    text = "".join(to_json(row) + "\n" for row in rows)
-    write_atomic(workdir / "results.jsonl", text.encode())
+    write_jsonl(workdir / FILE, rows)
 
 
 def read(workdir: pathlib.Path) -> list[Row]:
     """The rows that `write` wrote."""
-    path = workdir / "results.jsonl"
+    path = workdir / FILE
     if not path.exists():
         raise UserError(f"{path}: no such file, expected a study that has run")
-    return [_with_nan(json.loads(line)) for line in path.read_text().splitlines()]
+    return [_with_nan(row) for row in read_jsonl(path)]
 
 
 def _with_nan(row: Row) -> Row:

@@ -180,42 +180,49 @@ def make_row(entry: Planned, error: str = "") -> Row:
 def execute(planned: Sequence[Planned], chosen: Sequence[Planned], workdir: pathlib.Path) -> None:
     """Runs what is not finished, writing the table after each run.
 
-    Raises `UserError` naming the run where one fails; what was finished is in the table by then.
+    A failed run leaves out those that start from it. The others go on, and in the end `UserError`
+    tells what failed.
     """
     from pretrain import train
 
+    workdir.mkdir(parents=True, exist_ok=True)
     rows = {p.run.name: make_row(p) for p in planned}
     results.write(workdir, list(rows.values()))
     spent: dict[str, float] = {}
+    failures: dict[str, str] = {}
     for number, entry in enumerate(chosen, 1):
         name, started = entry.run.name, time.monotonic()
         reused = rows[name]["status"] == "finished"
+        if entry.run.init_from in failures:
+            failures[name] = f"{name!r} starts from {entry.run.init_from!r}"
+            continue
         if not reused:
             try:
-                entry.folder.mkdir(parents=True, exist_ok=True)
-                train.train(entry.run.load(entry.start), str(entry.folder))
+                train.train(entry.run.load(entry.start), entry.folder)
                 rows[name] = make_row(entry)
                 if rows[name]["status"] != "finished":
                     raise UserError("ended without a result.json (stopped early?)")
             except Exception as error:
+                reason = str(error)
                 if not isinstance(error, UserError):
                     traceback.print_exc()
-                reason = f"{type(error).__name__}: {error}"
+                    reason = f"{type(error).__name__}: {error}"
                 rows[name] = make_row(entry, reason)
-                results.write(workdir, list(rows.values()))
-                raise UserError(
-                    f"study run {name!r} failed in {entry.folder}: {reason} "
-                    f"(the same command goes on from here)"
-                ) from error
+                failures[name] = f"{name!r} failed in {entry.folder}: {reason}"
             results.write(workdir, list(rows.values()))
         spent[name] = time.monotonic() - started
         took = "reused" if reused else page.duration(spent[name])
         left = _time_left(chosen[number:], rows, spent)
-        score = _score(rows[name])
-        print(f"[{number}/{len(chosen)}] {name}  {score}  {took}{left}", flush=True)
+        print(f"[{number}/{len(chosen)}] {name}  {_score(rows[name])}  {took}{left}", flush=True)
+    if failures:
+        raise UserError(
+            f"study run {'; '.join(failures.values())} (the same command goes on from here)"
+        )
 
 
 def _score(row: Row) -> str:
+    if row["status"] == "failed":
+        return "failed"
     value = row.get(f"scores.validation.{row['metric']}")
     return "no score" if value is None else f"{row['metric']} {value:.3f}"
 
@@ -228,7 +235,7 @@ def _time_left(todo: Sequence[Planned], rows: Mapping[str, Row], spent: Mapping[
         group = seconds.setdefault((row["model"], row["task"]), [])
         group.append(max(spent.get(row["name"], 0.0), measured))
     waiting = [p.run for p in todo if rows[p.run.name]["status"] != "finished"]
-    if not waiting:
+    if not waiting or not seconds:
         return ""
     overall = np.mean([s for group in seconds.values() for s in group])
     left = sum(np.mean(seconds.get((r.model, r.task), overall)) for r in waiting)
@@ -256,10 +263,11 @@ def run_study(
     Where a run fails, the page of what is there is written before `UserError` is raised.
     """
     planned = plan(parse_runs(study.runs), workdir)
+    chosen = choose(planned, only)
     try:
-        execute(planned, choose(planned, only), workdir)
+        execute(planned, chosen, workdir)
     except UserError:
-        if (workdir / "results.jsonl").exists():
+        if (workdir / results.FILE).exists():
             build_report(study, workdir, command)
         raise
     build_report(study, workdir, command)

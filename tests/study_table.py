@@ -10,7 +10,7 @@ NER, CLASSES = "NER: Sphinx roles (silver)", "Classification: docstring to packa
 ENTROPY = 6.81
 PRETRAINED, SCRATCH = "tiny encoder, pretrained", "tiny encoder, from scratch"
 SMALL, LINEAR = "small encoder, pretrained", "token logistic regression"
-SCORES = {  # test scores by model, labels and seed, like the prototype's
+SCORES = {  # made-up test scores by model and labels, one a seed
     (NER, PRETRAINED): {50: (0.42, 0.51, 0.54), 200: (0.57, 0.58, 0.60), 1000: (0.68,)},
     (NER, SCRATCH): {50: (0.27, 0.28, 0.30), 200: (0.41, 0.42, 0.44), 1000: (0.576,)},
     (NER, SMALL): {50: (0.40, 0.47, 0.50), 200: (0.53, 0.55, 0.58), 1000: (0.66,)},

@@ -35,7 +35,7 @@ def drawn(monkeypatch):
 
 def test_learning_curve_draws_the_mean_of_every_model(rows, drawn):
     task = comparison.tasks(rows)[0]
-    png = plots.learning_curves(task, plots.styles(list(task.models)))
+    png = plots.learning_curves(task, plots.styles([task], rows))
     assert size(png) == (7.6 * plots.DPI, pytest.approx(4.4 * plots.DPI, abs=1))
     lines = [(x, y) for x, y, options in drawn if options.get("linewidth") == 2]
     x, y = lines[0]
@@ -45,8 +45,7 @@ def test_learning_curve_draws_the_mean_of_every_model(rows, drawn):
 
 
 def test_pretraining_curve_is_the_table_s(rows, drawn):
-    names = [r["name"] for r in rows if comparison.is_pretraining(r)]
-    png = plots.pretraining_curves(rows, plots.styles(names))
+    png = plots.pretraining_curves(rows, plots.styles([], rows))
     assert size(png)[0] == 7.6 * plots.DPI
     x, y, _ = drawn[0]
     assert [[a, b] for a, b in zip(x, y, strict=True)] == [p[1:] for p in rows[0]["curve"]]
@@ -63,7 +62,7 @@ def test_cost_plot_counts_pretraining(rows, monkeypatch):
 
     monkeypatch.setattr(Axes, "errorbar", record)
     tasks = comparison.tasks(rows)[:1]
-    look = plots.styles(list(tasks[0].models))
+    look = plots.styles(tasks, rows)
     png = plots.score_versus_cost(tasks, rows, {tasks[0].name: 200}, look)
     assert size(png)[0] == pytest.approx(9.2 * plots.DPI, abs=1)
     # Made-up table: 155 s of pretraining, 6 s of fine-tuning at 200 labels; 1.9 ms latency.
@@ -71,10 +70,25 @@ def test_cost_plot_counts_pretraining(rows, monkeypatch):
     assert seen[look[study_table.SCRATCH].colour] == pytest.approx([6.0, 1.9])
 
 
-def test_styles_tell_models_apart():
-    look = plots.styles([f"model {i}" for i in range(20)])
-    assert len(set(look.values())) == 20
-    assert plots.styles(["b", "a", "b"]).keys() == {"a", "b"}
+def test_size_plot_draws_a_line_for_each_label_count_and_start(rows, drawn):
+    png = plots.score_versus_size(comparison.tasks(rows)[:1])
+    assert size(png)[0] == pytest.approx(9.2 * plots.DPI, abs=1)
+    assert len(drawn) == 6  # at 50, 200 and 1,000 labels
+    pretrained, scratch = [(x, y) for x, y, o in drawn if o["color"] == plots.COLOURS[1]]  # 200
+    sizes = [other for _, other in study_table.PARAMETERS.values()]
+    assert pretrained[0] == sizes and scratch[0] == sizes[:1]
+    assert pretrained[1] == pytest.approx([(0.57 + 0.58 + 0.60) / 3, (0.53 + 0.55 + 0.58) / 3])
+
+
+def test_styles_tell_models_apart_and_pair_what_belongs_together(rows):
+    look = plots.styles(comparison.tasks(rows), rows)
+    pretrained, scratch = look[study_table.PRETRAINED], look[study_table.SCRATCH]
+    assert pretrained.marker == scratch.marker and pretrained.colour != scratch.colour
+    assert look["mlm-tiny"] == pretrained and look["mlm-small"] == look[study_table.SMALL]
+    models = [m for task in comparison.tasks(rows) for m in task.models]
+    assert len({look[m] for m in models}) == len(set(models))
+    many = [study_table.pretraining_row("tiny", 1.0, 4.0) | {"name": f"{i}"} for i in range(20)]
+    assert len(set(plots.styles([], many).values())) == 20
 
 
 def test_spread_moves_labels_apart_and_no_further():

@@ -7,39 +7,43 @@ from scipy import stats as scipy_stats
 from pretrain import stats
 
 
-def test_mean_interval_of_tabulated_t():
+def test_interval_of_tabulated_t():
     # Mean 2, standard error 1/sqrt(3); t(0.975, 2) = 4.302653 from printed tables.
-    mean, low, high = stats.mean_interval([1.0, 2.0, 3.0])
-    assert mean == 2
+    mean, low, high, n = stats.interval([1.0, 2.0, 3.0])
+    assert (mean, n) == (2, 3)
     assert high - mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert mean - low == pytest.approx(high - mean)
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.99])
-def test_mean_interval_equals_scipy(confidence):
+def test_interval_equals_scipy(confidence):
     values = np.random.default_rng(0).normal(size=7)
-    _, low, high = stats.mean_interval(values, confidence)
+    _, low, high, _ = stats.interval(values, confidence)
     expected = scipy_stats.ttest_1samp(values, 0).confidence_interval(confidence)
     assert (low, high) == pytest.approx((expected.low, expected.high))
 
 
 def test_one_value_has_no_interval():
-    mean, low, high = stats.mean_interval([0.7])
-    assert mean == 0.7
-    assert math.isnan(low)
-    assert math.isnan(high)
+    mean, low, high, n = stats.interval([0.7])
+    assert (mean, n) == (0.7, 1)
+    assert math.isnan(low) and math.isnan(high)
 
 
 def test_equal_values_have_an_empty_interval():
-    assert stats.mean_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
+    assert stats.interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5, 3)
 
 
-def test_paired_difference_equals_scipy_and_beats_unpaired():
+def test_no_values_are_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        stats.interval([])
+
+
+def test_difference_equals_scipy_and_beats_unpaired():
     rng = np.random.default_rng(1)
     seed_effect = rng.normal(size=6)
     a = 0.3 + seed_effect + 0.01 * rng.normal(size=6)
     b = seed_effect + 0.01 * rng.normal(size=6)
-    mean, low, high = stats.paired_difference(a, b)
+    mean, low, high, _ = stats.difference(dict(enumerate(a)), dict(enumerate(b)))
     expected = scipy_stats.ttest_rel(a, b).confidence_interval(0.95)
     assert mean == pytest.approx(np.mean(a) - np.mean(b))
     assert (low, high) == pytest.approx((expected.low, expected.high))
@@ -47,37 +51,22 @@ def test_paired_difference_equals_scipy_and_beats_unpaired():
     assert high - low < 0.2 * (unpaired.high - unpaired.low)
 
 
-def test_bootstrap_interval_of_an_accuracy_is_binomial():
-    # Resampling n items of which a share p is right draws Binomial(n, p).
-    correct = np.arange(400) < 300
-    mean, low, high = stats.bootstrap_interval(correct)
-    assert mean == 0.75
-    exact = scipy_stats.binom.ppf([0.025, 0.975], 400, 0.75) / 400
-    assert (low, high) == pytest.approx(exact, abs=0.0026)  # one item
+def test_difference_matches_seeds_and_not_places():
+    made = stats.difference({0: 0.1, 1: 0.4, 2: 0.9}, {2: 0.8, 1: 0.2, 7: 0.0})
+    # Seeds 1 and 2: .2 and .1; mean .15, deviation .070711, over sqrt(2): .05; t(0.975, 1).
+    half = 12.706 * 0.05
+    assert made == pytest.approx((0.15, 0.15 - half, 0.15 + half, 2), abs=1e-4)
+    assert stats.difference({0: 1.0}, {1: 1.0}) is None
 
 
-def test_bootstrap_interval_equals_scipy_on_real_values():
-    values = np.random.default_rng(2).normal(3, 1, 200)
-    _, low, high = stats.bootstrap_interval(values, 0.9)
-    expected = scipy_stats.bootstrap(
-        (values,), np.mean, confidence_level=0.9, method="percentile", rng=0
-    ).confidence_interval
-    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.01)
-
-
-def test_bootstrap_interval_repeats_by_seed_and_counts_resamples():
-    values = np.random.default_rng(3).normal(size=50)
-    first = stats.bootstrap_interval(values, seed=1, resamples=500)
-    assert first == stats.bootstrap_interval(values, seed=1, resamples=500)
-    assert first != stats.bootstrap_interval(values, seed=2, resamples=500)
-
-
-@pytest.mark.parametrize("function", [stats.mean_interval, stats.bootstrap_interval])
-def test_no_values_are_refused(function):
-    with pytest.raises(ValueError, match="at least one"):
-        function([])
-
-
-def test_unequal_pairs_are_refused():
-    with pytest.raises(ValueError, match="3 and 2"):
-        stats.paired_difference([1, 2, 3], [1, 2])
+@pytest.mark.parametrize(
+    "values, verdict",
+    [
+        ([0.2, 0.3, 0.25], "better"),
+        ([-0.2, -0.3, -0.25], "worse"),
+        ([-0.2, 0.3, 0.1], "undecided"),
+        ([0.9], "one seed"),
+    ],
+)
+def test_verdict_asks_for_the_whole_interval(values, verdict):
+    assert stats.interval(values).verdict == verdict

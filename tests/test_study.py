@@ -1,18 +1,21 @@
-"""The runner: order, keys, reuse, failure, selection, the flat table. Training is a fake."""
+"""The runner: order, keys, reuse, failure, selection, the flat table. Training is mostly a fake."""
 
 import json
 import math
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 import types
 
 import pytest
 from ml_collections import ConfigDict
 
 import pretrain
-from pretrain import comparison, config, page, plots, results, study
+from pretrain import comparison, config, plots, results, study
 from pretrain.errors import UserError
+from tests import small_runs
 
 
 def result(task="tag", validation=0.5, test=0.4, seconds=2.0):
@@ -49,15 +52,21 @@ def trained(monkeypatch):
 
     def train(resolved, workdir):
         overrides = json.loads(resolved.overrides)
-        calls.append((pathlib.Path(workdir).name, overrides))
+        calls.append((workdir.name, overrides))
         outcome = outcomes.get(overrides.get("lr"), result())
         if isinstance(outcome, Exception):
             raise outcome
         if outcome is not None:
-            (pathlib.Path(workdir) / "result.json").write_text(json.dumps(outcome))
+            workdir.mkdir(parents=True, exist_ok=True)
+            (workdir / "result.json").write_text(json.dumps(outcome))
         return outcome
 
-    for picture in ("learning_curves", "score_versus_cost", "pretraining_curves"):
+    for picture in (
+        "learning_curves",
+        "score_versus_cost",
+        "pretraining_curves",
+        "score_versus_size",
+    ):
         monkeypatch.setattr(plots, picture, lambda *_: b"PNG")  # slow, and test_plots has them
     monkeypatch.setattr(config, "load", load)
     monkeypatch.setattr(pretrain, "train", types.SimpleNamespace(train=train), raising=False)
@@ -136,18 +145,34 @@ def test_second_call_reuses_and_an_interrupted_study_goes_on(tmp_path, trained, 
     assert lines[-1] == "[2/2] ner  f1 0.500  reused"
 
 
-def test_failed_run_stops_the_study_and_keeps_what_is_there(tmp_path, trained):
+def test_a_failed_run_leaves_out_only_what_starts_from_it(tmp_path, trained, capsys):
     trained.outcomes[3.0] = RuntimeError("out of <memory>")
-    entries = [entry(f"r{i}", overrides={"lr": float(i)}) for i in (1, 3, 5)]
-    with pytest.raises(
-        UserError, match=r"study run 'r3' failed in .*RuntimeError: out of <memory>"
-    ):
+    trained.outcomes[4.0] = UserError("config.data.train: no such file")
+    entries = [entry(f"r{i}", overrides={"lr": float(i)}) for i in (1, 3, 4, 5)]
+    entries.append(entry("child", init_from="r3"))
+    with pytest.raises(UserError) as caught:
         run(tmp_path, *entries)
-    rows = {row["name"]: row for row in results.read(tmp_path)}
-    assert [rows[n]["status"] for n in ("r1", "r3", "r5")] == ["finished", "failed", "pending"]
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith("study run 'r3' failed in ")
+    for words in (
+        "RuntimeError: out of <memory>",
+        "'child' starts from 'r3'",
+        ": config.data.train: no such file",
+    ):
+        assert words in message
+    rows = {row["name"]: row["status"] for row in results.read(tmp_path)}
+    assert rows == {
+        "r1": "finished",
+        "r3": "failed",
+        "r4": "failed",
+        "r5": "finished",
+        "child": "pending",
+    }
     html = (tmp_path / "report.html").read_text()
     assert "out of &lt;memory&gt;" in html and "out of <memory>" not in html
-    assert "1 run not finished: r5." in html
+    assert "1 run not finished: child." in html
+    done = capsys.readouterr()
+    assert "r4  failed" in done.out and done.err.count("Traceback") == 1  # ours, not the user's
 
 
 def test_run_without_a_result_is_a_failure(tmp_path, trained):
@@ -234,19 +259,17 @@ def test_selection_without_validation_score_is_refused():
         comparison.select(rows)
 
 
-def test_curve_interpolates_tokens_and_the_later_line_counts(tmp_path):
+def test_curve_holds_the_held_out_losses_and_the_later_line_counts(tmp_path):
     lines = [
         {"step": 10, "train/loss": 6.0, "train/tokens": 100},
-        {"step": 15, "validation/loss": 5.5},
-        {"step": 20, "train/tokens": 300},
-        {"step": 20, "validation/loss": 9.0},
-        {"step": 20, "validation/loss": 5.0},
+        {"step": 20, "train/tokens": 300, "validation/loss": 9.0},
+        {"step": 15, "train/tokens": 200, "validation/loss": 5.5},
+        {"step": 20, "train/tokens": 300, "validation/loss": 5.0},
     ]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"step": 30, "val')
-    # 15 lies halfway between 10 (100 tokens) and 20 (300).
-    assert results.loss_curve(path, 40, 700) == [[15, 200, 5.5], [20, 300, 5.0]]
-    assert results.loss_curve(tmp_path / "absent.jsonl", 40, 700) == []
+    assert results.loss_curve(path) == [[15, 200, 5.5], [20, 300, 5.0]]
+    assert results.loss_curve(tmp_path / "absent.jsonl") == []
 
 
 def test_a_score_that_is_null_is_there_but_not_a_number(tmp_path):
@@ -266,46 +289,71 @@ def test_a_score_that_is_null_is_there_but_not_a_number(tmp_path):
     assert chosen["selected"] and not diverged["selected"]
     assert math.isnan(diverged["scores.validation.f1"])
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "validation/loss": null}\n')
-    assert results.loss_curve(tmp_path / "metrics.jsonl", 2, 2) == []
-
-
-def test_long_curve_is_thinned_and_keeps_its_end(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        "".join(json.dumps({"step": s, "validation/loss": 1.0}) + "\n" for s in range(1, 1002))
-    )
-    curve = results.loss_curve(path, 1001, 1001)
-    assert len(curve) <= results.CURVE_POINTS + 1
-    assert curve[-1] == [1001, 1001, 1.0]
-
-
-def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    page.write_atomic(path, b"old")
-
-    def refuse(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
-        page.write_atomic(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert results.loss_curve(tmp_path / "metrics.jsonl") == []
 
 
 CONFIG = """
 from ml_collections import ConfigDict
 def get_config(arg=None):
-    runs = (dict(name="a", config="missing.py"),)
-    return ConfigDict(dict(title="T", question="", notes=(), runs=runs))
+    return ConfigDict(dict(title="T", runs={runs!r}))
 """
 
 
-def test_command_line_prints_one_clear_error_and_fails(tmp_path):
-    (tmp_path / "config.py").write_text(CONFIG)
-    command = [sys.executable, "-m", "pretrain.study", f"--config={tmp_path / 'config.py'}"]
-    command += [f"--workdir={tmp_path}", "--list"]
+def program(folder, *entries) -> list[str]:
+    """The command of a study of real runs."""
+    (folder / "study.py").write_text(CONFIG.format(runs=tuple(entries)))
+    command = [sys.executable, "-m", "pretrain.study", f"--config={folder / 'study.py'}"]
+    return [*command, f"--workdir={folder / 'work'}"]
+
+
+def small_entry(data, name, **changes):
+    overrides = small_runs.overrides("linear", "svm", data) | changes
+    return dict(name=name, config="configs/linear.py", arg="svm", task="T", overrides=overrides)
+
+
+def test_a_study_killed_in_the_middle_goes_on_and_tells_of_a_bad_run(tmp_path):
+    """Each signal comes while a run is under way; what was finished before is not run again."""
+    small_runs.write_data(tmp_path)
+    runs = [small_entry(tmp_path, f"s{i}", seed=i) | {"seed": i} for i in range(3)]
+    runs.insert(1, small_entry(tmp_path, "bad", **{"data.train": str(tmp_path / "missing.tsv")}))
+    command = program(tmp_path, *runs)
+    stamps = {}
+    codes = {signal.SIGKILL: (-9,), signal.SIGTERM: (-15, 143), signal.SIGINT: (-2, 130)}
+    for index, (sent, expected) in enumerate(codes.items()):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            while process.poll() is None and not list(tmp_path.glob(f"work/runs/s{index}-*/*")):
+                time.sleep(0.001)
+            process.send_signal(sent)
+            process.communicate(timeout=100)
+        finally:
+            process.kill()
+        assert process.returncode in expected
+        for path in tmp_path.glob("work/runs/*/result.json"):
+            stamps.setdefault(path, path.stat().st_mtime_ns)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "error: study run 'a': " in done.stderr and "missing.py" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert len(stamps) == 2  # of s0 and s1
+    assert all(path.stat().st_mtime_ns == at for path, at in stamps.items())
+    status = [(row["name"], row["status"]) for row in results.read(tmp_path / "work")]
+    good = [(f"s{i}", "finished") for i in range(3)]
+    assert status == [good[0], ("bad", "failed"), *good[1:]]
+    assert "Incomplete: 1 run failed: bad." in (tmp_path / "work" / "report.md").read_text()
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+    assert "study run 'bad' failed" in line and "missing.tsv" in line
+
+
+@pytest.mark.parametrize("variant, sizes", [("quick", 1), ("full", 4)])
+def test_quickstart_pairs_every_encoder_with_itself_from_scratch(variant, sizes):
+    runs = study.parse_runs(
+        config.load(str(small_runs.ROOT / "configs/quickstart.py"), variant).runs
+    )
+    planned = {p.run.name: p for p in study.plan(runs, pathlib.Path("unused"))}
+    pretrained = [r for r in runs if r.task == "pretraining"]
+    rates = [r.overrides["optimizer.lr"] for r in pretrained]
+    assert len(pretrained) == sizes and rates == sorted(set(rates), reverse=True)
+    tuned = [r for r in runs if r.init_from]
+    assert tuned and {r.init_from for r in tuned} == {r.name for r in pretrained}
+    for run in tuned:
+        twin = planned[run.name.replace("pretrained", "scratch")].run
+        assert run.overrides == twin.overrides and run.load() == twin.load()
