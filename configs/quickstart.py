@@ -1,4 +1,4 @@
-"""The main job: what do size and pretraining buy? A study in eight minutes on two cores.
+"""The main job: what do size and pretraining buy? A study in nine minutes on two cores.
 
     python -m pretrain.study --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -22,9 +22,9 @@ PACKAGES = "Classification: package (silver)"
 PLANS = {  # pretraining steps; (labels, fine-tuning steps)
     "quick": dict(
         sizes=("micro",),
-        pretrain=4500,
-        ner=((50, 120), (200, 300), (1000, 600)),
-        packages=((100, 150), (300, 250), (1000, 450)),
+        pretrain=4000,
+        ner=((50, 80), (200, 200), (1000, 500)),
+        packages=((100, 80), (300, 120), (1000, 250)),
     ),
     "full": dict(
         sizes=("micro", "tiny", "mini", "small"),

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 
-from pretrain import config as configs
+from pretrain.config import duration
+from pretrain.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +30,11 @@ class Units:
 
     def budget(self, text: str, key: str, whole: Budget | None = None) -> Budget:
         """Parses a duration of the config; ``%`` is of the ``whole``."""
-        amount, unit = configs.duration(text, key)
+        amount, unit = duration(text, key)
         if unit == "seconds":
             return Budget(None, amount)
         if unit == "%" and whole is None:
-            raise configs.UserError(f"config.{key}: found {text!r}, but there is no whole of it")
+            raise UserError(f"config.{key}: found {text!r}, but there is no whole of it")
         if unit == "%" and whole.steps is None:
             return Budget(None, amount / 100 * whole.seconds)
         per_step = {

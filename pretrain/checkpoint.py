@@ -6,6 +6,7 @@ counters of the loop). Parameters alone can be read, on any mesh, by evaluation 
 
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -94,10 +95,26 @@ class Checkpointer:
         self._manager.close()
 
 
-def load_params(workdir: str | pathlib.Path, mesh: Mesh) -> tuple[dict, int]:
-    """The parameters a finished run stands for, replicated, and their step: best, else last."""
+def load_params(
+    workdir: str | pathlib.Path,
+    mesh: Mesh,
+    like: Any = None,
+    directories: Sequence[str] = (BEST, LAST),
+) -> tuple[dict, int]:
+    """The parameters a finished run stands for, and their step: from the first of ``directories``.
+
+    An array with the path and shape of a leaf of ``like`` (arrays or abstract ones) is restored on
+    that leaf's sharding; any other lies whole on every device.
+    """
     replicated = NamedSharding(mesh, PartitionSpec())
-    for name in (BEST, LAST):
+    layout = {path: (x.shape, x.sharding) for path, x in jax.tree_util.tree_leaves_with_path(like)}
+
+    def leaf(path, x):
+        shape, sharding = layout.get(path, (None, None))
+        sharding = sharding if shape == x.shape else replicated
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    for name in directories:
         directory = pathlib.Path(workdir) / name
         if not directory.is_dir():
             continue
@@ -105,10 +122,8 @@ def load_params(workdir: str | pathlib.Path, mesh: Mesh) -> tuple[dict, int]:
             step = manager.latest_step()
             if step is None:
                 continue
-            abstract = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-                manager.item_metadata(step)["params"].tree,
-            )
+            saved = manager.item_metadata(step)["params"].tree
+            abstract = jax.tree_util.tree_map_with_path(leaf, saved)
             args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
             return manager.restore(step, args=args)["params"], step
     raise UserError(f"{workdir}: no checkpoint found; expected the workdir of a training run")

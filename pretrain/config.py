@@ -60,7 +60,7 @@ OBJECTIVES = {
         random_prob=0.1,  # of the chosen positions, replaced by a random piece
     ),
     "causal": dict(
-        chunk_size=1024,  # positions whose logits exist at a time
+        chunk_size=64,  # positions of a row whose logits exist at a time
     ),
     "classify": dict(
         pool="",  # "first" | "last" | "mean" | "pooler" (tanh dense on the first, BERT);
@@ -76,9 +76,9 @@ OBJECTIVES = {
     ),
 }
 
+LANGUAGE_MODELS = ("mlm", "causal")  # objectives on raw text; the others learn labels
 COLUMNS = {  # keys of ``data`` by which each task reads its sources
-    "mlm": ("format", "text", "document"),
-    "causal": ("format", "text", "document"),
+    **dict.fromkeys(LANGUAGE_MODELS, ("format", "text", "document")),
     "classify": ("format", "text", "label"),
     "tag": ("format", "tokens", "tags"),
 }
@@ -209,7 +209,12 @@ def _drop_unused(config: ConfigDict) -> None:
     """Removes the keys that this choice of model and objective has no use for."""
     for name in set().union(*COLUMNS.values()).difference(COLUMNS[config.objective.name]):
         del config.data[name]
-    if config.objective.name in ("mlm", "causal"):
+    if config.objective.name in LANGUAGE_MODELS:
+        if config.model.name == "linear":
+            raise UserError(
+                f"config.model.name: found 'linear' with objective.name {config.objective.name!r}, "
+                "expected transformer"
+            )
         del config.data.limit, config.data.validation_limit
     else:
         del config.evals.probes
@@ -224,7 +229,7 @@ def _drop_unused(config: ConfigDict) -> None:
 
 def _choice(key: str, table: Mapping[str, dict], name: str) -> dict:
     if name not in table:
-        raise UserError(f"{key}.name: found {name!r}, expected one of {', '.join(table)}")
+        raise UserError(f"config.{key}.name: found {name!r}, expected one of {', '.join(table)}")
     return table[name]
 
 
@@ -300,7 +305,7 @@ AT_LEAST_ONE = (
 )
 NOT_NEGATIVE = (
     *("model.vocab_size", "model.type_vocab_size", "model.window", "objective.C"),
-    *("data.limit", "data.validation_limit", "train.batch_size", "evals.batches"),
+    *("seed", "data.limit", "data.validation_limit", "train.batch_size", "evals.batches"),
     *("optimizer.lr", "optimizer.end", "optimizer.weight_decay", "optimizer.clip"),
 )
 POSITIVE = ("model.norm_eps", "model.rotary_base", "optimizer.eps", "optimizer.tolerance")
@@ -320,7 +325,16 @@ SHOWN = 5  # differences that are told one by one
 
 
 def check(config: ConfigDict) -> None:
-    """`UserError` for a number out of its range, alone or together with others."""
+    """`UserError` for a choice without its keys, or a number out of its range."""
+    names = {section: config[section].name for section in CHOICES}
+    expected = base(**names)
+    for section in CHOICES:
+        if other := sorted(set(config[section]) ^ set(expected[section])):
+            chosen = ", ".join(f"{key}.name {name!r}" for key, name in names.items())
+            raise UserError(
+                f"config.{section}: its keys are not those of {chosen} ({', '.join(other[:SHOWN])} "
+                "differ); choose it in the config file, which sets the keys that go with it"
+            )
     leaves = flatten(config)
     for keys, inside, expected in RANGES:
         for key in keys:

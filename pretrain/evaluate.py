@@ -1,10 +1,11 @@
-"""Scores of a finished run on its own test data, or on any other labelled source.
+"""Scores of a run on its own test data (without any: validation data), or on any other source.
 
 python -m pretrain.evaluate --workdir=runs/ner
 python -m pretrain.evaluate --workdir=runs/ner --source=other.conll --predictions=out.jsonl
 """
 
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from pretrain.checkpoint import load_params
 from pretrain.config import COLUMNS
 from pretrain.errors import UserError
 from pretrain.files import check_new, to_json, write_jsonl
+from pretrain.train import RESULT
 
 ALL_COLUMNS = sorted({name for names in COLUMNS.values() for name in names})
 
@@ -31,7 +33,7 @@ def run(
     batch_size: int = 0,
     predictions: pathlib.Path | None = None,
 ) -> tuple[str, dict[str, float]]:
-    """The name of what a finished run is evaluated on, and its scores there.
+    """The name of what a run is evaluated on, and its scores there; stderr tells if it goes on.
 
     Args:
       workdir: of the training run.
@@ -53,13 +55,15 @@ def run(
             raise UserError(f"--{column}: the task {name} reads {', '.join(COLUMNS[name])}")
     spec = source or config.data.test or config.data.validation
     if not spec:
-        raise UserError("--source: the run has no data.test; expected a source to evaluate on")
+        raise UserError("--source: the run has no data.test or data.validation; expected a source")
     task.splits["test"] = split = tasks.read_split(
         config, task.encoder, spec, "--source", columns or {}
     )
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | {"data": -1})
     evaluator = evaluators.create(task, "test", mesh, batch_size or config.evals.batch_size)
-    params, _ = load_params(workdir, mesh)
+    params, step = load_params(workdir, mesh)
+    if not (workdir / RESULT).is_file():
+        print(f"{workdir}: not finished: scores of step {step}", file=sys.stderr)
     if predictions is None:
         scores = evaluator(params)
     else:
@@ -83,7 +87,9 @@ def main() -> None:
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a training run.", required=True)
-    flags.DEFINE_string("source", "", "What to evaluate on; default: the run's data.test.")
+    flags.DEFINE_string(
+        "source", "", "What to evaluate on; default: the run's data.test, else data.validation."
+    )
     flags.DEFINE_string("predictions", "", "New JSON-lines file to write predictions to.")
     flags.DEFINE_integer("batch_size", 0, "Rows at a time; default: the run's.")
     for name in ALL_COLUMNS:

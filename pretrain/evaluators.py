@@ -155,6 +155,11 @@ class EntityScores(LabelledScores):
 
     names = ("f1", "precision", "recall")
 
+    @property
+    def types(self) -> list[str]:
+        """Of the entities that the labels tell apart."""
+        return sorted({name[2:] for name in self._names if name != "O"})
+
     def predict(self, params: dict) -> tuple[list[list[str]], list[list[str]]]:
         """Gold and predicted tags of the split's sentences."""
         columns, log_probs = self._run.stacked(params)
@@ -176,10 +181,12 @@ class EntityScores(LabelledScores):
 
 def check_metric(metric: str, evaluator: LanguageModelScores | LabelledScores):
     """`UserError` unless ``config.checkpoint.best`` names a score of the evaluator."""
-    if metric.split("/")[0] not in evaluator.names:
+    name, slash, kind = metric.partition("/")
+    types = evaluator.types if isinstance(evaluator, EntityScores) else ()
+    if name not in evaluator.names or (slash and kind not in types):
+        known = [*evaluator.names, *(f"f1/{kind}" for kind in types)]
         raise UserError(
-            f"config.checkpoint.best: found {metric!r}, expected one of "
-            f"{', '.join(evaluator.names)}"
+            f"config.checkpoint.best: found {metric!r}, expected one of {', '.join(known)}"
         )
 
 

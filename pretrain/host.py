@@ -1,6 +1,8 @@
 """The host's memory: how much was used at most, and what becomes of freed blocks."""
 
+import contextlib
 import ctypes
+import pathlib
 import platform
 import resource
 
@@ -9,10 +11,21 @@ import jax
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
 
 
+STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
+
+
+def reset_peak_rss() -> None:
+    """Lets `peak_rss_bytes` start anew; does nothing where the kernel has no such thing."""
+    with contextlib.suppress(OSError):
+        CLEAR.write_text("5")
+
+
 def peak_rss_bytes() -> int:
-    """The most memory that this process has held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else 1024 * peak
+    """The most memory that this process has held since `reset_peak_rss`, or since its start."""
+    if STATUS.is_file():
+        lines = STATUS.read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
 def keep_freed_memory() -> None:

@@ -21,6 +21,8 @@ class Counters:
     examples: float = 0.0
     seconds: float = 0.0  # of stepping; compilation and evaluation excluded
     loss: float = math.nan  # of the last step that was read
+    evaluations: float = 0.0  # of loss and gradient: one a step, more with a line search
+    converged: bool = False
     best_score: float = math.nan
     best_step: int = 0
 
@@ -36,7 +38,6 @@ class Monitor:
         log_every: Budget,
         step: int,
     ):
-        self.converged = False
         self._workdir, self._counters, self._budget = workdir, counters, budget
         self._log_due = Periodic(log_every, step, counters.seconds)
         self._logs = Logs(workdir, step)
@@ -70,7 +71,8 @@ class Monitor:
                 f"{self._workdir}, whose last checkpoint is kept; expected a finite one. "
                 "Try a lower optimizer.lr or a longer optimizer.warmup"
             )
-        self.converged = bool(values.get("converged"))
+        self._counters.evaluations += values.get("evaluations", 1.0)
+        self._counters.converged = bool(values.get("converged"))
         now, (then, tokens_then) = time.monotonic(), self._rate_since
         rate = (tokens - tokens_then) / max(now - then, 1e-9)
         if self._log_due.due(step, self._counters.seconds):

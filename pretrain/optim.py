@@ -100,8 +100,11 @@ class LBFGS:
             )
             return optax.apply_updates(params, updates), new_state
 
-        params, state = jax.lax.cond(largest > self.tolerance, step, lambda: (params, state))
-        return params, state, {"gradient_max": largest, "converged": largest <= self.tolerance}
+        converged = largest <= self.tolerance
+        params, state = jax.lax.cond(converged, lambda: (params, state), step)
+        searched = optax.tree.get(state, "info").num_linesearch_steps
+        scalars = {"gradient_max": largest, "converged": converged}
+        return params, state, scalars | {"evaluations": 1 + jnp.where(converged, 0, searched)}
 
 
 OPTIMIZERS = {"adamw": AdamW, "lbfgs": LBFGS}

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,14 +31,19 @@ def describe(task: Task, params: dict[str, int], config: Reader) -> dict[str, An
         "params": params,
         "init_from": config.init_from or None,
         "seed": config.seed,
-        "data": data | {"unigram_entropy": data["train"].get("unigram_entropy")},
-        "environment": environment() | embedded_data(task),
+        "data": data
+        | {"unigram_entropy": data["train"].get("unigram_entropy")}
+        | {"tokenizer": task.fingerprints.get("tokenizer")},
+        "environment": environment() | embedded_data(task, config),
     }
 
 
-def embedded_data(task: Task) -> dict[str, Any]:
+def embedded_data(task: Task, config: Reader) -> dict[str, Any]:
     """Where the text of docstrings came from: versions of packages and a hash of all content."""
-    if not any(part.about["name"].startswith("docstrings:") for part in task.splits.values()):
+    names = [part.about["name"] for part in task.splits.values()]
+    if task.encoder.tokenizer is not None:
+        names.append(config.tokenizer.source)
+    if not any(name.startswith("docstrings:") for name in names):
         return {}
     about = {"content_hash": docstrings.content_hash(), "versions": docstrings.versions()}
     return {"docstrings": about}
@@ -73,8 +79,8 @@ def latency(task: Task, params: Any) -> dict[str, Any] | None:
     for index in range(WARMUP + REPEATS):
         example = split.examples[index % len(split.examples)]
         start = time.perf_counter()
-        columns = _one_shape(task.encoder.encode([example], "data.test"), task)
-        jax.block_until_ready(predict(params, columns))
+        rows = _rows(task.encoder.encode([example], "data.test"), task)
+        jax.block_until_ready([predict(params, row) for row in rows])
         spent.append(1e3 * (time.perf_counter() - start))
     p50, p95 = np.percentile(spent[WARMUP:], (50, 95))
     return {
@@ -89,15 +95,19 @@ def latency(task: Task, params: Any) -> dict[str, Any] | None:
     }
 
 
-def _one_shape(columns: dict[str, np.ndarray], task: Task) -> dict[str, np.ndarray]:
-    """The first row, as wide as the rows trained on, so that one compiled function serves all."""
-    row = {name: values[:1] for name, values in columns.items()}
-    if "features" in row:
+def _rows(columns: dict[str, np.ndarray], task: Task) -> Iterator[dict[str, np.ndarray]]:
+    """The rows one by one, all of the width of those trained on: one compiled function's input.
+
+    Of features beyond that width the last are left out.
+    """
+    shapes = {name: column.shape[1:] for name, column in columns.items()}
+    if "features" in columns:
         wide = task.splits["train"].dataset[np.arange(1)]
-        for name, values in row.items():
-            shape = wide[name].shape
-            padded = np.zeros(shape, values.dtype)
-            window = tuple(slice(0, min(a, b)) for a, b in zip(shape, values.shape, strict=True))
-            padded[window] = values[window]
-            row[name] = padded
-    return row
+        shapes = {name: wide[name].shape[1:] for name in columns}
+    for index in range(len(columns["example"])):
+        row = {}
+        for name, column in columns.items():
+            row[name] = np.zeros((1, *shapes[name]), column.dtype)
+            part = tuple(slice(0, size) for size in np.minimum(shapes[name], column.shape[1:]))
+            row[name][(0, *part)] = column[(index, *part)]
+        yield row

@@ -317,13 +317,13 @@ def _method(labelled: Sequence[Task], rows: Sequence[Row], notes: Sequence[str])
             "Each pretraining ran once and all seeds start from it: the intervals of pretrained "
             "models leave out its randomness."
         )
-    held_out = {r.get("data.validation.examples") for r in rows if r.get("selection.metric")}
-    held_out = {count for count in held_out if count}
+    chosen = [r for r in rows if r.get("selection.metric")]
+    held_out = {r["data.validation.examples"] for r in chosen if r.get("data.validation.examples")}
     if held_out:
         items.append(
-            f"Encoders keep their best step by a validation set of {max(held_out):,} further "
-            f"labelled examples at most, which do not count among the labels. Linear models have "
-            f"no use for it."
+            f"Encoders keep their best step by a validation set of at most {max(held_out):,} "
+            f"further labelled examples, which do not count among the labels. Of several linear "
+            f"models, that with the best validation score is held against the encoders."
         )
     if peak := max((r.get("train.peak_rss_bytes") or 0 for r in rows), default=0):
         items.append(
@@ -345,8 +345,8 @@ def _method(labelled: Sequence[Task], rows: Sequence[Row], notes: Sequence[str])
         )
     else:
         items.append(
-            "Every run was the only candidate (1) for its model, task, number of labels and seed: "
-            "nothing was chosen among runs, on validation data or other."
+            "Every run was the only candidate for its model, task, number of labels and seed: no "
+            "hyperparameter was chosen among runs."
         )
     compile_seconds = sum(r.get("train.compile_seconds") or 0 for r in rows)
     if compile_seconds:

@@ -4,6 +4,7 @@ Axes: ``data`` (replicas), ``fsdp`` (parameters and batch), ``tensor`` (heads, f
 vocabulary), ``sequence`` (positions of activations).
 """
 
+import functools
 import logging
 import math
 from typing import Any
@@ -61,13 +62,20 @@ def partition(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh)
     taken: set[str] = set()
     spec: list[str | None] = []
     for size, name in zip(shape, names, strict=True):
-        wanted = [a for a in RULES[name] if mesh.shape[a] > 1] if name is not None else []
-        chosen = next((a for a in wanted if a not in taken and size % mesh.shape[a] == 0), None)
-        if wanted and chosen is None and not taken.issuperset(wanted):
-            logger.warning("%s of size %d does not divide over mesh axes %s", name, size, wanted)
+        wanted = RULES[name] if name is not None else ()
+        free = [a for a in wanted if mesh.shape[a] > 1 and a not in taken]
+        chosen = next((a for a in free if size % mesh.shape[a] == 0), None)
+        if free and chosen != free[0]:
+            _warn(name, size, free[0], mesh.shape[free[0]], chosen)
         taken.update({chosen} - {None})
         spec.append(chosen)
     return PartitionSpec(*spec)
+
+
+@functools.lru_cache  # once, however many arrays and compilations
+def _warn(name: str, size: int, axis: str, ways: int, chosen: str | None) -> None:
+    instead = f"split over {chosen} instead" if chosen else "left whole"
+    logger.warning("%s of size %d does not divide over %s=%d: %s", name, size, axis, ways, instead)
 
 
 def shardings(boxed: Any, mesh: Mesh) -> Any:

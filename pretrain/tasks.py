@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pretrain.config import COLUMNS, Reader
+from pretrain.config import COLUMNS, LANGUAGE_MODELS, Reader
 from pretrain.data import cache, encoders, labels, sources, store, tokenizer
 from pretrain.data.features import NgramFeatures
 from pretrain.data.loader import Columns, Dataset
@@ -26,7 +26,6 @@ from pretrain.objectives.mlm import MaskedLM
 
 CONFIG = "config.json"  # of a run, in its workdir
 SPLITS = ("train", "validation", "test")
-LANGUAGE_MODELS = ("mlm", "causal")
 VALIDATION_SEED = 0  # the held-out sample is the same for every seed of a study
 TRANSFORMER_CHOICES = {
     "activation": tuple(ACTIVATIONS),
@@ -70,6 +69,19 @@ class Task:
         real = sample["segment_ids"] if "segment_ids" in sample else sample["values"]
         return float((real > 0).sum() / len(real))
 
+    @property
+    def row_flops(self) -> float:
+        """Floating-point operations of one evaluation of loss and gradient on a row."""
+        seq_len = self.encoder.seq_len if self.encoder.tokenizer else self.tokens_per_row
+        return self.objective.train_flops(seq_len)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of each split and of the tokenizer."""
+        found = {name: split.about["fingerprint"] for name, split in self.splits.items()}
+        pieces = self.encoder.tokenizer
+        return found | ({"tokenizer": pieces.fingerprint} if pieces is not None else {})
+
 
 def cache_dir(config: Reader) -> pathlib.Path:
     """Where tokenizers and token stores are kept."""
@@ -89,7 +101,8 @@ def build(config: Reader, pieces: tokenizer.Tokenizer | None = None) -> Task:
     if config.model.name == "linear":
         encoder = _feature_encoder(config, found)
     else:
-        encoder = _token_encoder(config, found, pieces or _tokenizer(config, where))
+        pieces = pieces or _tokenizer(config, where, found["train"][0])
+        encoder = _token_encoder(config, found, pieces)
     splits = {
         split: _encode_split(encoder, source, examples, f"data.{split}")
         for split, (source, examples) in found.items()
@@ -139,7 +152,8 @@ def make_objective(config: Reader, encoder: Encoder, share: float = 1.0) -> Obje
     if name == "mlm":
         rates = {key: options[key] for key in ("mask_rate", "mask_prob", "random_prob")}
         pieces = encoder.tokenizer
-        return MaskedLM(model, mask_id=pieces.mask_id, num_special=pieces.num_special, **rates)
+        ids = {"mask_id": pieces.mask_id, "num_special": pieces.num_special}
+        return MaskedLM(model, num_pieces=pieces.vocab_size, **ids, **rates)
     if name == "causal":
         return CausalLM(model, options.chunk_size)
     _check(options, "objective.loss", LOSSES)
@@ -170,17 +184,25 @@ def _splits(config: Reader) -> Iterator[tuple[str, sources.Source]]:
             yield split, _open(config, config.data[split], f"data.{split}")
 
 
-def _tokenizer(config: Reader, where: pathlib.Path) -> tokenizer.Tokenizer:
+def _tokenizer(config: Reader, where: pathlib.Path, train: sources.Source) -> tokenizer.Tokenizer:
     options = config.tokenizer
     if config.init_from:
-        dict(options)  # configs name a tokenizer for runs from scratch: the source's counts as it
+        if options.path:
+            raise UserError(
+                f"config.tokenizer.path: found {options.path!r} with init_from, whose tokenizer "
+                "goes with its weights; expected ''"
+            )
+        dict(options)  # configs name a source for runs from scratch: that run's counts as it
         return tokenizer.Tokenizer.load(pathlib.Path(config.init_from) / encoders.TOKENIZER)
     if options.path:
         return tokenizer.Tokenizer.load(options.path)
+    source = train
     if options.source:
-        source = sources.open_source(options.source, task="lm", key="tokenizer.source")
-    else:
-        source = _open(config, config.data.train, "data.train")
+        # Columns and formats of labelled files say nothing of a file of plain text.
+        task = config.objective.name
+        names = COLUMNS[task] if task in LANGUAGE_MODELS else ()
+        settings = {name: config.data[name] for name in names}
+        source = sources.open_source(options.source, task="lm", key="tokenizer.source", **settings)
     size, kind = options.vocab_size, options.type
     return tokenizer.cached(source, vocab_size=size, model_type=kind, cache_dir=where)
 
@@ -217,12 +239,13 @@ def _transformer(config: Reader, pieces: tokenizer.Tokenizer, seq_len: int) -> T
 def _token_stores(
     config: Reader, where: pathlib.Path
 ) -> tuple[encoders.TokenEncoder, dict[str, Split]]:
+    found = dict(_splits(config))
     encoder = encoders.TokenEncoder(
-        _tokenizer(config, where), config.objective.name, (), config.train.seq_len
+        _tokenizer(config, where, found["train"]), config.objective.name, (), config.train.seq_len
     )
     splits = {
         split: _token_store(config, encoder, source, f"data.{split}")
-        for split, source in _splits(config)
+        for split, source in found.items()
     }
     return encoder, splits
 
@@ -256,7 +279,7 @@ def _examples(config: Reader) -> Found:
         limit, seed = limits.get(split, (0, 0))
         if limit and (split == "train" or limit < len(examples)):
             stratify = "label" if task == "classify" else None
-            chosen = labels.subsample(examples, limit, seed, stratify, key=f"data.{split}")
+            chosen = labels.subsample(examples, limit, seed, stratify)
             examples = [examples[i] for i in chosen]
         found[split] = source, examples
     return found

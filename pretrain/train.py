@@ -38,6 +38,7 @@ from pretrain.tasks import CONFIG
 logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
+DATA = "data.json"  # fingerprints of what a run was begun on
 FOREVER = 2**40  # steps of a run whose budget is in seconds
 
 
@@ -95,35 +96,50 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes the workdir this run's own; `UserError` if it holds another run."""
-    file, ours = workdir / CONFIG, config.to_dict()
+def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """`UserError` if the workdir holds another run."""
+    file = workdir / CONFIG
     if not file.is_file():
         if any((workdir / name).exists() for name in (LAST, BEST, RESULT)):
             raise UserError(
                 f"--workdir: {workdir} holds checkpoints or a result but no {CONFIG}; "
                 "expected a new workdir"
             )
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(file, ours)
-    elif changed := configs.differences(read_json(file), ours):
+    elif changed := configs.differences(read_json(file), config.to_dict()):
         raise UserError(
             f"--workdir: {workdir} holds a run with another config ({'; '.join(changed)}); "
             "expected a new workdir, or the same config to continue"
         )
 
 
+def claim(workdir: pathlib.Path, config: ConfigDict, data: dict[str, str]) -> None:
+    """Makes the workdir this run's own; `UserError` if its data are others than when it began.
+
+    ``data``: fingerprints by name. A checkpoint means nothing to other tokens or labels.
+    """
+    if not (workdir / DATA).is_file():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / CONFIG, config.to_dict())
+        write_json(workdir / DATA, data)
+    changed = sorted(k for k, v in read_json(workdir / DATA).items() if data.get(k) != v)
+    if changed:
+        raise UserError(
+            f"--workdir: {workdir} was begun on other data: {', '.join(changed)} changed since; "
+            "expected the same, or a new workdir"
+        )
+
+
 def batch_rows(task: tasks.Task, config: configs.Reader, mesh: Mesh) -> int:
     """Rows of a global batch, checked against the mesh.
 
-    A whole training set is filled up with rows that weigh nothing, to one of eight sizes between
-    powers of two, so that training sets of about one size share a compiled step.
+    A whole training set is filled up with rows that weigh nothing, to a multiple of 32 or, above
+    512, one of eight sizes between powers of two: sets of about one size share a compiled step.
     """
     size, accumulate = config.train.batch_size, config.train.accumulate
     if size == 0:
         rows = len(task.splits["train"].dataset)
         ways = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES) * accumulate
-        multiple = math.lcm(ways, max(1, 2 ** (rows.bit_length() - 4)))
+        multiple = math.lcm(ways, max(32, 2 ** (rows.bit_length() - 4)))
         return -(-rows // multiple) * multiple
     sharding.check_batch("train.batch_size", size, mesh, accumulate)
     return size
@@ -170,7 +186,7 @@ def start(
                 return train_state, Counters(**meta)
     train_state = state.sharded_init(task.objective, optimizer, mesh, key)
     if init_from:
-        source, _ = load_params(init_from, mesh)
+        source, _ = load_params(init_from, mesh, like=train_state.params)
         params = graft(train_state.params, source, init_from)
         train_state = train_state.replace(params=params)
     return train_state, Counters()
@@ -183,11 +199,11 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     workdir = pathlib.Path(workdir)
     config = resolve(config)
     configs.check(config)
-    if (workdir / CONFIG).is_file():
-        claim(workdir, config)
-        if (workdir / RESULT).is_file():
-            print(f"{workdir}: finished before, see {workdir / RESULT}", flush=True)
-            return read_json(workdir / RESULT)
+    check_workdir(workdir, config)
+    if (workdir / RESULT).is_file():
+        print(f"{workdir}: finished before, see {workdir / RESULT}", flush=True)
+        return read_json(workdir / RESULT)
+    host.reset_peak_rss()
 
     # Everything that bad input can break comes before the workdir is touched.
     read = configs.Reader(config)
@@ -195,8 +211,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     task = tasks.build(read)
     optimizer = optim.create(**read.optimizer)
     batch_size = batch_rows(task, read, mesh)
-    row_flops = task.objective.train_flops(task.encoder.seq_len)
-    units = Units(batch_size, len(task.splits["train"].dataset), task.tokens_per_row, row_flops)
+    units = Units(
+        batch_size, len(task.splits["train"].dataset), task.tokens_per_row, task.row_flops
+    )
+    rows_per_step = read.train.batch_size or units.num_rows  # without those that fill up
     budget = units.budget(read.train.budget, "train.budget")
     evaluate_every, save_every, log_every = (
         units.budget(read[section][name], f"{section}.{name}", budget)
@@ -216,11 +234,11 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     if best_metric:
         evaluators.check_metric(best_metric, scores_of["validation"])
     sharding.check_sharded(state.abstract(task.objective, optimizer, mesh).params, mesh)
+    claim(workdir, config, task.fingerprints)
+    task.encoder.save(workdir)
     init_key, step_key = jax.random.split(jax.random.key(read.seed))
     train_state, counters = start(task, optimizer, mesh, init_key, read.init_from, workdir)
     step = int(train_state.step)
-    claim(workdir, config)
-    task.encoder.save(workdir)
 
     last = Checkpointer(workdir / LAST, read.checkpoint.keep)
     best = Checkpointer(workdir / BEST) if best_metric else None
@@ -246,7 +264,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     evaluation_due = Periodic(evaluate_every, step, counters.seconds)
     save_due = Periodic(save_every, step, counters.seconds)
     probe_due = {n: Periodic(e, step, counters.seconds) for n, e in probe_every.items()}
-    progress, scores, probed = budget.progress(step, counters.seconds), {}, {}
+    progress = 1.0 if counters.converged else budget.progress(step, counters.seconds)
+    scores, probed = {}, {}
     with (
         contextlib.closing(last),
         contextlib.closing(best) if best is not None else contextlib.nullcontext(),
@@ -259,7 +278,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             train_state, metrics = compiled.run(train_state, batch, step_key, spent)
             step += 1
             counters.tokens += tokens
-            counters.examples += read.train.batch_size or units.num_rows
+            counters.examples += rows_per_step
             # The device is busy with this step while the host reads the metrics of the one before
             # and prepares the batch of the next.
             monitor.stepped(step, metrics)
@@ -269,7 +288,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             if evaluate or progress == 1.0 or sigterm.came:
                 monitor.flush()
             counters.seconds += time.perf_counter() - started
-            if monitor.converged:
+            if counters.converged:
                 progress = 1.0
 
             if "validation" in scores_of and (evaluate or progress == 1.0):
@@ -297,9 +316,11 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
 
         # What the run stands for: the best step by validation, else the last.
         params, chosen = train_state.params, step
-        if best is not None and counters.best_step != step:
+        if counters.best_step not in (0, step):
             best.wait()
-            params, chosen = load_params(workdir, mesh)
+            params, chosen = load_params(
+                workdir, mesh, like=train_state.params, directories=(BEST,)
+            )
             scores, probed = {}, {}
         for split, scores_on in scores_of.items():
             if split not in scores:
@@ -312,7 +333,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                 "steps": step,
                 "tokens": int(counters.tokens),
                 "examples": int(counters.examples),
-                "flops": counters.examples * row_flops,
+                "flops": counters.evaluations * rows_per_step * task.row_flops,
                 "seconds": counters.seconds,
                 "compile_seconds": compile_seconds,
                 "step_memory_bytes": compiled.memory_bytes,
@@ -321,7 +342,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             },
             "scores": scores,
             "probes": probed,
-            "selection": {"metric": best_metric or "loss", "step": chosen},
+            "selection": {"metric": best_metric or None, "step": chosen},
             "latency_ms": record.latency(task, params),
             "config_hash": configs.digest(config),
         }

@@ -96,6 +96,31 @@ def test_a_run_stands_for_its_best_step(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, make_state(4).params)
 
 
+def test_parameters_lie_as_asked_for(tmp_path):
+    """Those of equal path and shape; the others lie whole. Nothing passes through one device."""
+    saved(tmp_path / LAST, 9)
+    saved(tmp_path / BEST, 4)
+    mesh = tiny.mesh(fsdp=8)
+    like = make_state(0, mesh, "fsdp").params
+    for wanted in (like, abstract(like)):
+        params, step = load_params(tmp_path, mesh, like=wanted)
+        kernel = params["dense"]["kernel"]
+        assert step == 4 and kernel.sharding == like["dense"]["kernel"].sharding
+        assert {shard.data.shape for shard in kernel.addressable_shards} == {(1, 4)}
+        jax.tree.map(np.testing.assert_array_equal, params, make_state(4).params)
+    for other in (make_state(0, mesh, "fsdp", size=16).params, {"head": like["dense"]}):
+        params, _ = load_params(tmp_path, mesh, like=other)
+        assert params["dense"]["kernel"].sharding.is_fully_replicated
+
+
+def test_the_caller_can_name_the_directory(tmp_path):
+    saved(tmp_path / LAST, 9)
+    with pytest.raises(UserError, match="no checkpoint found"):
+        load_params(tmp_path, tiny.mesh(), directories=(BEST,))
+    saved(tmp_path / BEST, 4)
+    assert load_params(tmp_path, tiny.mesh(), directories=(LAST,))[1] == 9
+
+
 def test_no_checkpoint_is_a_clear_error(tmp_path):
     (tmp_path / LAST).mkdir()
     with pytest.raises(UserError, match="no checkpoint found; expected the workdir"):

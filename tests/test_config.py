@@ -211,6 +211,50 @@ def test_numbers_have_ranges():
     configs.check(config)
 
 
+@pytest.mark.parametrize(
+    "choices, key, value, said",
+    [
+        (
+            (),
+            "optimizer.name",
+            "sgd",
+            r"optimizer\.name: found 'sgd', expected one of adamw, lbfgs",
+        ),
+        ((), "objective.name", "foo", r"objective\.name: found 'foo', expected one of mlm, causal"),
+        ((), "model.name", "rnn", r"model\.name: found 'rnn', expected one of transformer, linear"),
+        (
+            (),
+            "optimizer.name",
+            "lbfgs",
+            r"optimizer: .*optimizer\.name 'lbfgs' \(b1, b2, clip, end",
+        ),
+        ((), "objective.name", "causal", r"objective: .* 'causal'.*\(chunk_size, mask_prob"),
+        ((), "model.name", "linear", r"model\.name: found 'linear' with objective\.name 'mlm'"),
+        (("transformer", "tag"), "model.name", "linear", r"model: .*model\.name 'linear'"),
+        (
+            ("transformer", "tag"),
+            "objective.name",
+            "classify",
+            r"objective: .* 'classify'.*\(pool d",
+        ),
+        (
+            ("linear", "tag", "lbfgs"),
+            "objective.name",
+            "classify",
+            r"model: .*\(ngrams, window diff",
+        ),
+        (("transformer", "classify"), "seed", -1, r"seed: found -1, expected at least 0"),
+    ],
+)
+def test_a_choice_comes_with_its_keys(choices, key, value, said):
+    config = configs.base(*choices)
+    configs.set_key(config, key, value)
+    with pytest.raises(UserError, match=rf"^config\.{said}") as caught:
+        configs.check(config)
+    if "differ" in str(caught.value):
+        assert "choose it in the config file, which sets the keys" in str(caught.value)
+
+
 def test_lbfgs_needs_the_same_loss_at_every_step():
     def config(model="transformer", objective="classify", **changes):
         config = configs.base(model, objective, "lbfgs")

@@ -30,7 +30,7 @@ def test_other_sources_in_other_columns(small_run, tmp_path):
     columns = {"text": "words", "label": "kind"}
     scores = evaluate.evaluate(small_run("linear", "lr"), str(other), columns=columns)
     assert scores["accuracy"] == 0.5
-    with pytest.raises(UserError, match=r"other\.jsonl:1: no column '0'"):
+    with pytest.raises(UserError, match=r"other\.jsonl:1: no column '0'.*: set --text to one of"):
         evaluate.evaluate(small_run("linear", "lr"), str(other))
     unknown = tmp_path / "unknown.tsv"
     unknown.write_text("a rock\tminerals\n")
@@ -60,8 +60,31 @@ def test_a_run_without_data_to_evaluate_on(small_run, tmp_path):
     config["data"] |= {"test": "", "validation": ""}
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"--source: the run has no data\.test"):
+    with pytest.raises(UserError, match=r"--source: the run has no data\.test or data\.valid"):
         evaluate.evaluate(tmp_path)
+
+
+def test_a_run_that_goes_on_says_so(small_run, tmp_path, capsys):
+    workdir = small_run("linear", "lr")
+    scores = evaluate.evaluate(workdir)
+    assert capsys.readouterr().err == ""
+    for entry in workdir.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    (tmp_path / "result.json").unlink()
+    assert evaluate.evaluate(tmp_path) == scores
+    step = read_json(workdir / "result.json")["train"]["steps"]
+    assert capsys.readouterr().err == f"{tmp_path}: not finished: scores of step {step}\n"
+
+
+def test_validation_data_serve_where_there_are_no_test_data(small_run, tmp_path):
+    for entry in small_run("linear", "lr").iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    config = read_json(tmp_path / "config.json")
+    (tmp_path / "config.json").unlink()
+    config["data"] |= {"test": "", "validation": config["data"]["train"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    name, _ = evaluate.run(tmp_path)
+    assert name.endswith("train.tsv")
 
 
 def command(*arguments):

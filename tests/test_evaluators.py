@@ -196,6 +196,13 @@ def test_better_is_lower_for_losses_and_higher_for_the_rest():
     assert not improves("f1", {"f1": math.nan}, math.nan)
     assert not improves("loss", {"loss": math.nan}, 5.0)
     assert not improves("f1/LOC", {"f1": 1.0}, 0.0), "a type that does not occur"
+    entities = evaluators.EntityScores(None, ["O", "B-PER", "I-PER"])
+    documents = evaluators.ClassificationScores(None, ["a", "b"])
     with pytest.raises(UserError, match=r"checkpoint\.best: found 'f2', expected one of f1, prec"):
-        evaluators.check_metric("f2", evaluators.EntityScores)
-    evaluators.check_metric("f1/PER", evaluators.EntityScores)
+        evaluators.check_metric("f2", entities)
+    evaluators.check_metric("f1/PER", entities)
+    for metric, scores in (("f1/PERS", entities), ("accuracy/x", documents)):
+        with pytest.raises(
+            UserError, match=rf"checkpoint\.best: found '{metric}', expected one of"
+        ):
+            evaluators.check_metric(metric, scores)

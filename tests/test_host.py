@@ -4,8 +4,10 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from pretrain import host
 from tests import small_runs
 
 PROGRAM = """
@@ -24,6 +26,16 @@ def touch():
 touch()
 print(touch())
 """
+
+
+@pytest.mark.skipif(not host.CLEAR.exists(), reason="a kernel that resets peaks")
+def test_the_peak_is_of_what_came_since_the_reset():
+    big = np.ones(2**25)  # 256 MiB
+    peak = host.peak_rss_bytes()
+    assert peak > big.nbytes
+    del big
+    host.reset_peak_rss()
+    assert host.peak_rss_bytes() < peak - 2**27
 
 
 def second_time(how: str) -> int:

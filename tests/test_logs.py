@@ -91,10 +91,11 @@ def test_a_diverged_loss_ends_the_run(tmp_path, loss):
 
 
 def test_convergence_is_seen(tmp_path):
-    with monitor(tmp_path, Counters()) as running:
+    counters = Counters()
+    with monitor(tmp_path, counters) as running:
         running.stepped(1, metrics(1.0, converged=0.0))
         running.flush()
-        assert not running.converged
-        running.stepped(2, metrics(1.0, converged=1.0))
+        assert not counters.converged
+        running.stepped(2, metrics(1.0, converged=1.0, evaluations=3.0))
         running.flush()
-        assert running.converged
+        assert counters.converged and counters.evaluations == 4

@@ -188,9 +188,15 @@ def test_pretraining_loss_is_judged_against_the_unigram_entropy(loss, words):
     assert words in text
 
 
+def test_the_validation_set_is_that_of_labelled_runs():
+    """Not the held-out documents of pretraining, which selects nothing."""
+    text, _ = make(study_table.table())
+    assert "a validation set of at most 300 further" in text and "2,331" not in text
+
+
 def test_candidates_are_counted():
     rows = study_table.table(pair((0.5, 0.6), (0.4, 0.5)))
-    assert "Every run was the only candidate (1)" in make(rows)[0]
+    assert "Every run was the only candidate for its model" in make(rows)[0]
     other = study_table.task_row(NER, PRETRAINED, 200, 0, 0.99, name="lr-2")
     rows.append(other | {"scores.validation.f1": 0.01})
     comparison.select(rows)

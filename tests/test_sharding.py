@@ -60,11 +60,19 @@ def test_dimensions_take_the_first_axis_that_divides_them(shape, names, sizes, s
     assert sharding.partition(shape, names, tiny.mesh(**sizes)) == spec
 
 
-def test_a_dimension_that_stays_whole_says_so(caplog):
+def test_a_dimension_that_its_first_axis_does_not_divide_says_so_once(caplog):
+    sharding._warn.cache_clear()
+    mesh = tiny.mesh(tensor=2, fsdp=4)
     with caplog.at_level(logging.WARNING):
-        sharding.partition((3, 16), ("heads", "embed"), tiny.mesh(tensor=2, fsdp=4))
+        for _ in range(2):
+            sharding.partition((3, 16), ("heads", "embed"), mesh)
+            sharding.partition((36, 32), ("vocab", "mlp"), mesh)  # divides; mlp finds tensor taken
+            sharding.partition((4, 8), ("vocab", "embed"), tiny.mesh(fsdp=4))  # embed: fsdp taken
+            sharding.partition((3, 3), ("classes", "norm"), mesh)  # want no axis
+            sharding.partition((9, 12), ("features", None), tiny.mesh(tensor=3, fsdp=2))
     assert [r.getMessage() for r in caplog.records] == [
-        "heads of size 3 does not divide over mesh axes ['tensor']"
+        "heads of size 3 does not divide over tensor=2: left whole",
+        "features of size 9 does not divide over fsdp=2: split over tensor instead",
     ]
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import re
 
 import flax.linen as nn
 import jax
@@ -16,7 +18,8 @@ from tests import tiny
 
 CASES = {
     "mlm": (tiny.mlm(dropout=0.1, attention_dropout=0.1), tiny.lm_batch()),
-    "causal": (tiny.causal(chunk_size=40), tiny.lm_batch()),
+    "causal": (tiny.causal(chunk_size=7), tiny.lm_batch()),
+    "mlm without dropout": (tiny.mlm(), tiny.lm_batch()),
     "classify": (tiny.classification(), tiny.task_batch()),
     "tag": (tiny.tagging(), tiny.tag_batch()),
 }
@@ -59,7 +62,9 @@ def on_one_device(name):
     [
         ("mlm", {"data": 8}, 1),  # its dropout and masks too are the same on every mesh
         ("mlm", {"fsdp": 4, "tensor": 2}, 1),
+        ("mlm without dropout", {"data": 2}, 4),  # accumulation draws dropout by micro-batch
         ("causal", {"fsdp": 2, "tensor": 2, "sequence": 2}, 4),
+        ("causal", {"data": 8}, 1),
         ("classify", {"data": 2, "fsdp": 2, "tensor": 2}, 2),
         ("tag", {"fsdp": 2}, 4),
     ],
@@ -74,13 +79,39 @@ def test_update_does_not_depend_on_layout(name, sizes, accumulate):
 
 
 def test_gradient_is_that_of_the_mean_over_weights():
-    """Rows that weigh nothing change nothing: packed or padded, the same update."""
+    """Rows that weigh nothing change nothing."""
     objective, batch = CASES["classify"]
     ghosts = {k: np.concatenate([v, v[::-1]]) for k, v in batch.items()}
     ghosts["weights"][len(batch["weights"]) :] = 0
     got, _ = three_steps(objective, ghosts, tiny.mesh(), 4)
     want, _ = on_one_device("classify")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, want)
+
+
+def test_packed_and_padded_documents_give_the_same_update():
+    """Two documents a row, or each in a row of its own with padding behind."""
+    objective, packed = CASES["causal"]
+    padded = {name: np.zeros((16, 24), np.int32) for name in packed}
+    for row in range(16):
+        document = packed["segment_ids"][row // 2] == row % 2 + 1
+        for name in ("tokens", "positions"):
+            padded[name][row, : document.sum()] = packed[name][row // 2, document]
+        padded["segment_ids"][row, : document.sum()] = 1
+    got, got_metrics = three_steps(objective, padded, tiny.mesh(), 2)
+    want, metrics = on_one_device("causal")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=0), got, want)
+    assert got_metrics == pytest.approx(metrics, rel=1e-4)
+
+
+def test_chunks_of_logits_stay_with_their_rows():
+    """Replicas gather nothing as large as a device's hidden states: chunks do not cut the batch."""
+    batch = tiny.lm_batch(32, 64)
+    step = state.compile_train_step(
+        tiny.causal(chunk_size=8), tiny.adamw(), tiny.mesh(data=8), 1, state.shapes(batch)
+    )
+    arrays = re.findall(r"\w+\[([\d,]+)\]\S* all-gather", step.run.as_text())
+    gathered = [math.prod(map(int, shape.split(","))) for shape in arrays]
+    assert max(gathered, default=0) < 32 // 8 * 64 * 16
 
 
 def test_parameters_are_sharded_as_declared_and_start_the_same():
@@ -124,13 +155,16 @@ def test_remat_and_unrolled_layers_change_no_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), got, want)
 
 
-def test_counts_equal_the_arrays():
+def test_counts_are_those_of_the_published_shape():
+    """BERT's, of 2 layers of width 16, feed-forward 32 and 64 pieces, by hand."""
     boxed = jax.eval_shape(tiny.mlm().init, jax.random.key(0))
-    params = nn.unbox(boxed)["params"]
-    counts = state.count_params(params)
-    assert counts["total"] == sum(x.size for x in jax.tree.leaves(params))
-    assert counts["embedding"] == (tiny.VOCAB + 512 + 2) * 16
-    assert counts["other"] == counts["total"] - counts["embedding"]
+    counts = state.count_params(nn.unbox(boxed)["params"])
+    embedding = (64 + 512 + 2) * 16  # pieces, positions, types
+    norm, attention = 2 * 16, 4 * (16 * 16 + 16)
+    feed_forward = (16 * 32 + 32) + (32 * 16 + 16)
+    head = (16 * 16 + 16) + norm + 64  # transform, norm, bias of the pieces
+    other = norm + 2 * (attention + feed_forward + 2 * norm) + head
+    assert counts == {"total": embedding + other, "embedding": embedding, "other": other}
 
 
 def test_lbfgs_reaches_the_minimum_of_a_penalised_loss():

@@ -159,7 +159,17 @@ JSON = {"data.text": "text", "data.label": "label"}
         ),
         ("classify", {"objective.pool": "max"}, r"objective\.pool: found 'max', expected one of"),
         ("classify", {"objective.loss": "mse"}, r"objective\.loss: found 'mse', expected one of"),
-        ("classify", {"data.limit": 61}, r"data\.train: cannot take 61 examples out of 60"),
+        ("classify", {"data.limit": 61}, r"data\.limit: found 61, expected 1 to 60"),
+        (
+            "bert",
+            {"init_from": "runs/a", "tokenizer.path": "a.model"},
+            r"config\.tokenizer\.path: found 'a\.model' with init_from",
+        ),
+        (
+            "bert",
+            {"tokenizer.source": "{}/column.jsonl", "data.text": "body"},
+            r"column\.jsonl:1: no column 'body'.*: set --text of tools\.tokenizer to one of them",
+        ),
         ("bert", {"data.document": "page"}, r"data\.document=page: expected one of"),
         ("classify", {"data.label": "9"}, r"train\.tsv:1: no column '9'.*set data\.label to one"),
     ],
@@ -182,6 +192,33 @@ def test_a_label_unknown_at_test_time_is_told(small_data, broken):
     (broken / "animals.jsonl").write_text(GOOD)
     with pytest.raises(UserError, match=r"data\.test: example 1 has the label 'minerals'"):
         build("linear", small_data, "lr", **changes | {"data.train": f"{broken}/animals.jsonl"})
+
+
+def test_a_tokenizer_source_has_the_columns_of_the_data(small_data, tmp_path):
+    """In language modelling: what labelled files are like says nothing of a file of text."""
+    documents = (small_data / "corpus.txt").read_text().split("\n\n")
+    for column, name in (("body", "a"), ("text", "b")):
+        lines = [json.dumps({column: text}) + "\n" for text in documents]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    body = {f"data.{split}": f"{tmp_path}/a.jsonl" for split in ("train", "validation")}
+    body |= {"data.text": "body", "tokenizer.source": f"{tmp_path}/a.jsonl"}
+    assert build("bert", small_data, "tiny,seq=32", **body).encoder.tokenizer.vocab_size == 300
+    for name, labelled in (("ner", {"data.format": "conll"}), ("classify", {"data.text": "0"})):
+        labelled |= {"tokenizer.source": f"{tmp_path}/b.jsonl"}
+        assert build(name, small_data, **labelled).encoder.tokenizer.vocab_size == 300
+
+
+@pytest.mark.parametrize("name", ["bert", "classify"])
+def test_each_source_is_opened_once(name, small_data, monkeypatch):
+    opened = []
+    open_source = tasks.sources.open_source
+    monkeypatch.setattr(
+        tasks.sources,
+        "open_source",
+        lambda *a, key, **k: opened.append(key) or open_source(*a, key=key, **k),
+    )
+    build(name, small_data, "tiny,seq=32", tokenizer__source="", data__test="")
+    assert opened == ["data.train", "data.validation"]
 
 
 def test_unknown_sources_are_clear_errors(small_data):

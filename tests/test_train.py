@@ -15,6 +15,7 @@ from pretrain.data.encoders import TOKENIZER
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import UserError
 from pretrain.files import read_json, read_jsonl
+from pretrain.models import transformer
 from tests import small_runs, tiny
 
 SEQ = "tiny,seq=32"
@@ -38,9 +39,14 @@ def test_a_run_learns_and_tells_what_it_did(mlm, small_data):
     result = read_json(mlm / "result.json")
     assert result["scores"]["validation"]["loss"] < math.log(300) - 0.5
     assert result["train"]["steps"] == 12 and result["train"]["examples"] == 96
-    assert result["task"] == "mlm" and result["selection"] == {"metric": "loss", "step": 12}
+    assert result["task"] == "mlm" and result["selection"] == {"metric": None, "step": 12}
     assert result["label"] == "BERT-tiny" and result["seed"] == 0 and not result["init_from"]
-    assert result["train"]["flops"] > 0
+    config = small_runs.config("bert", small_data, SEQ)
+    model = tasks.build(configs.Reader(config)).objective.model
+    # 96 rows of 32 tokens, 5 of them masked; the backward pass costs twice the forward one.
+    head = 5 * 2 * (16 * 16 + 16 * model.config.vocab_size)
+    trunk = transformer.forward_flops(model.config, 32)
+    assert result["train"]["flops"] == 96 * 3 * (trunk + head)
     assert result["train"]["compile_seconds"] >= 0 < result["train"]["step_memory_bytes"]
     params, _ = params_of(mlm)
     assert result["params"]["total"] == sum(x.size for x in jax.tree.leaves(params))
@@ -99,14 +105,13 @@ def test_a_finished_run_is_only_reported(mlm, small_data, capsys, monkeypatch):
     assert (mlm / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("arg", ["", "best"])
-def test_a_run_killed_after_its_last_step_still_gets_its_scores(arg, small_run, small_data):
+@pytest.mark.parametrize(("name", "arg"), [("bert", SEQ), ("classify", ""), ("linear", "lr")])
+def test_a_run_killed_after_its_last_step_still_gets_its_scores(name, arg, small_run, small_data):
     """Between the last checkpoint and ``result.json``."""
-    name = "classify" if arg else "bert"
-    workdir = small_run(name, "" if arg else SEQ)
+    workdir = small_run(name, arg)
     want = read_json(workdir / "result.json")
     (workdir / "result.json").unlink()
-    got = train.train(small_runs.config(name, small_data, "" if arg else SEQ), workdir)
+    got = train.train(small_runs.config(name, small_data, arg), workdir)
     assert unmeasured(got) == unmeasured(want)
 
 
@@ -191,6 +196,11 @@ def test_logistic_regression_is_scikit_learns(small_data, tmp_path):
     np.testing.assert_allclose(kernel.T, reference.coef_, atol=5e-3)
     assert result["train"]["steps"] < 100, "converged before the budget's end"
     assert result["train"]["examples"] == 60 * result["train"]["steps"]
+    # Every step evaluates loss and gradient once, and at least once more in its line search.
+    nonzero = (data["train"]["values"] > 0).sum()
+    evaluations = result["train"]["flops"] / (3 * 2 * nonzero * 3)
+    assert evaluations == pytest.approx(round(evaluations), rel=1e-6)
+    assert 2 * result["train"]["steps"] - 1 <= evaluations < 4 * result["train"]["steps"]
     assert result["latency_ms"]["p50"] > 0 and result["latency_ms"]["repeats"] == 5
 
 
@@ -256,8 +266,23 @@ def test_checkpoints_of_an_unknown_run_are_left_alone(mlm, small_data, tmp_path)
     for entry in mlm.iterdir():
         if entry.name != "config.json":
             (tmp_path / entry.name).symlink_to(entry)
+    other = small_runs.config("bert", small_data, SEQ, model__hidden_size=32)
     with pytest.raises(UserError, match=r"holds checkpoints or a result but no config\.json"):
-        train.train(small_runs.config("bert", small_data, SEQ), tmp_path)
+        train.train(other, tmp_path)
+
+
+def test_a_run_does_not_go_on_with_other_data(small_data, tmp_path):
+    text = (small_data / "train.tsv").read_text()
+    (tmp_path / "mine.tsv").write_text(text)
+    config = small_runs.config("linear", small_data, "svm", data__train=str(tmp_path / "mine.tsv"))
+    workdir = tmp_path / "run"
+    train.train(config, workdir)
+    (workdir / "result.json").unlink()
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    (tmp_path / "mine.tsv").write_text(text + "a new one\tminerals\n")
+    with pytest.raises(UserError, match=r"was begun on other data: train changed since"):
+        train.train(config, workdir)
+    assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
 
 
 def test_a_diverged_run_ends_with_its_last_checkpoint(small_data, tmp_path):

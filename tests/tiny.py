@@ -24,10 +24,10 @@ def transformer(**overrides) -> TransformerConfig:
 
 
 def mlm(**overrides) -> MaskedLM:
-    return MaskedLM(LanguageModel(transformer(**overrides)), 4, 5, 0.15, 0.8, 0.1)
+    return MaskedLM(LanguageModel(transformer(**overrides)), 4, 5, VOCAB, 0.15, 0.8, 0.1)
 
 
-def causal(chunk_size: int = 1024, **overrides) -> CausalLM:
+def causal(chunk_size: int = 128, **overrides) -> CausalLM:
     return CausalLM(LanguageModel(transformer(causal=True, **overrides)), chunk_size)
 
 

@@ -54,13 +54,14 @@ def step_worker(layers: int, width: int) -> Callable[[], None]:
     shape = dict(vocab_size=VOCAB, num_layers=layers, hidden_size=width)
     shape |= dict(num_heads=width // HEAD_SIZE, ffn_size=FFN_RATIO * width)
     section = {k: v for k, v in config.model.items() if k != "name"} | shape
-    objective = MaskedLM(LanguageModel(TransformerConfig(**section)), 4, 5, MASKED / SEQ, 0.8, 0.1)
+    model = LanguageModel(TransformerConfig(**section))
+    objective = MaskedLM(model, 4, 5, VOCAB, MASKED / SEQ, 0.8, 0.1)
     optimizer = optim.create(**config.optimizer)
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     ids = tokens()
     positions = np.tile(np.arange(SEQ, dtype=np.int32), (BATCH, 1))
     batch = {"tokens": ids, "segment_ids": np.ones_like(ids), "positions": positions}
-    shapes = tuple(sorted((name, x.shape, x.dtype) for name, x in batch.items()))
+    shapes = state.shapes(batch)
     compiled = state.compile_train_step(objective, optimizer, mesh, 1, shapes)
     train_state = state.sharded_init(objective, optimizer, mesh, jax.random.key(0))
     replicated = NamedSharding(mesh, PartitionSpec())

@@ -1,11 +1,19 @@
 """Where derived data lie on disk, and how they get there whole or not at all."""
 
 import contextlib
+import glob
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+from pretrain.files import write_text
+
+ABANDONED = 86_400  # seconds without a change, after which a folder under construction is removed
+_HASHES = "hashes.json"
 
 
 def cache_dir() -> Path:
@@ -24,6 +32,9 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if time.time() - _last_change(other) > ABANDONED:  # its process was killed
+            shutil.rmtree(other, ignore_errors=True)
     # mkdtemp makes the folder private; the cache may be shared, so restore the usual mode.
     building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     building.chmod(0o777 & ~_umask())
@@ -36,6 +47,45 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _last_change(folder: Path) -> float:
+    """When the folder or a file in it changed last; now, if it is going away."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except OSError:
+        return time.time()
+
+
+def remembered(states: Mapping[str, str | None], compute: Callable[[str], str]) -> dict[str, str]:
+    """``compute(name)`` for each name, from the cache where its state is what it was before.
+
+    A name's state is anything that changes with its content; None: unknown, so never remembered.
+    A cache that cannot be read or written, or a writer that comes between, only costs time.
+    """
+    path = cache_dir() / _HASHES
+    known = _read(path)
+    found, new = {}, {}
+    for name, state in states.items():
+        if state is not None and known.get(name, [None])[0] == state:
+            found[name] = known[name][1]
+        else:
+            found[name] = compute(name)
+            if state is not None:
+                new[name] = [state, found[name]]
+    if new:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(_read(path) | new))
+    return found
+
+
+def _read(path: Path) -> dict[str, list[str]]:
+    try:
+        known = json.loads(path.read_text("utf-8"))
+        return {name: [state, value] for name, (state, value) in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # none, or no such table
+        return {}
 
 
 def _umask() -> int:

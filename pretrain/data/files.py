@@ -8,13 +8,16 @@ import glob
 import gzip
 import hashlib
 import json
+import os
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
-from pretrain.data import conll
+from pretrain.data import cache, conll
 from pretrain.data.reading import Reading, Request, check_columns, first_line, to_example
 from pretrain.errors import UserError
 
@@ -38,6 +41,9 @@ _TASK_FORMATS = {
     "tag": ("conll", "jsonl", "parquet"),
 }
 DOCUMENTS = ("paragraph", "line", "file")
+_SETTLED = 2.0  # seconds, more than the coarsest clock of a file system
+# What remote file systems call the version or the time of a file, surest first.
+_TAGS = ("etag", "ETag", "md5Hash", "mtime", "LastModified", "last_modified", "updated")
 
 Lines = Iterator[tuple[int, str]]  # (number from 1, content without the line end)
 
@@ -62,7 +68,10 @@ def read(spec: str, request: Request) -> Reading:
                 yield from _READERS[form](file, path, request)
 
     def identity() -> str:
-        parts = [_sha256(filesystem, path) for path in paths]
+        states = {filesystem.unstrip_protocol(path): _state(filesystem, path) for path in paths}
+        at = dict(zip(states, paths, strict=True))
+        hashes = cache.remembered(states, lambda name: _sha256(filesystem, at[name]))
+        parts = list(hashes.values())
         parts += [request.task, *formats, *request.columns]
         return json.dumps([*parts, request.document if "text" in formats else ""])
 
@@ -129,6 +138,23 @@ def _sha256(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _state(filesystem: fsspec.AbstractFileSystem, path: str) -> str | None:
+    """What changes whenever the content does, as far as the file system tells; None: it does not.
+
+    A local file that has just been written may change again without a new time.
+    """
+    try:
+        if isinstance(filesystem, LocalFileSystem):
+            found = os.stat(path)
+            settled = time.time() - found.st_mtime > _SETTLED
+            return f"{found.st_size} {found.st_mtime_ns}" if settled else None
+        info = filesystem.info(path)
+    except OSError:
+        return None  # reading it tells what is wrong
+    tags = [str(info[key]) for key in _TAGS if info.get(key)]
+    return f"{info.get('size')} {tags[0]}" if tags else None
 
 
 def _unpacked(file: BinaryIO, path: str) -> BinaryIO:

@@ -387,7 +387,7 @@ def subsample(
     n: int,
     seed: int,
     stratify_key: str | None = None,
-    key: str = "data.train",
+    key: str = "data.limit",
 ) -> list[int]:
     """Indices of `n` examples: the first n of one random order, so samples of a seed are nested.
 
@@ -395,10 +395,10 @@ def subsample(
     advances in proportion to its size, so every sample has nearly the data's proportions.
 
     Raises:
-        UserError: where n is not between 1 and the number of examples.
+        UserError: where n is not between 1 and the number of examples; it names the key of n.
     """
     if not 1 <= n <= len(examples):
-        raise UserError(f"{key}: cannot take {n} examples out of {len(examples)}")
+        raise UserError(f"{key}: found {n}, expected 1 to {len(examples)}: all examples there are")
     order = np.random.default_rng(seed).permutation(len(examples))
     if stratify_key is None:
         return order[:n].tolist()

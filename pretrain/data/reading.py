@@ -34,8 +34,10 @@ class Request:
         return self.text_columns + ([self.label] if self.task == "classify" else [])
 
     def setting(self, name: str) -> str:
-        """The config key beside `key` that holds another setting: "data.train" -> "data.text"."""
-        return f"{self.key.rpartition('.')[0] or 'data'}.{name}"
+        """The config key, or beside a flag the flag, that holds another setting: "data.text"."""
+        if self.key == "tokenizer.source":  # a labelled task has no keys for it
+            return f"--{name} of tools.tokenizer"
+        return f"--{name}" if self.key.startswith("--") else f"data.{name}"
 
 
 class Located(dict):

@@ -1,4 +1,4 @@
-"""Causal language modelling with a cross-entropy that never holds all logits at once."""
+"""Causal language modelling with a cross-entropy that never holds all logits of long rows."""
 
 import dataclasses
 from typing import ClassVar
@@ -22,7 +22,10 @@ def next_tokens(batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class CausalLM(Language):
-    """Predicts every next token. Peak memory grows with ``chunk_size``, not with the batch."""
+    """Predicts every next token. ``chunk_size``: positions of a row whose logits exist at a time.
+
+    A chunk has positions of every row, so that each device works on its own rows of every chunk.
+    """
 
     name: ClassVar[str] = "causal"
 
@@ -36,13 +39,14 @@ class CausalLM(Language):
         hidden = self.hidden(params, batch, **kwargs)
         labels, weights = next_tokens(batch)
         weights = weigh(weights, batch)
-        size = min(self.chunk_size, labels.size)
-        padding = -labels.size % size
+        rows, length = labels.shape
+        count = -(-length // self.chunk_size)
+        padding = -length % count
 
         def chunks(x):
-            flat = x.reshape(labels.size, *x.shape[2:])
-            flat = jnp.pad(flat, [(0, padding)] + [(0, 0)] * (flat.ndim - 1))
-            return flat.reshape(-1, size, *flat.shape[1:])
+            """``[B, S, ...] -> [count, B, S / count, ...]``."""
+            x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+            return jnp.moveaxis(x.reshape(rows, -1, count, *x.shape[2:]), 2, 0)
 
         @jax.checkpoint
         def chunk_sums(sums, chunk):

@@ -52,6 +52,7 @@ class MaskedLM(Language):
 
     mask_id: int
     num_special: int  # pieces 0 .. num_special - 1 are never masked and never drawn
+    num_pieces: int  # of the tokenizer; the model's vocabulary may be larger
     mask_rate: float
     mask_prob: float
     random_prob: float
@@ -67,10 +68,10 @@ class MaskedLM(Language):
         positions, weights = choose_positions(tokens >= self.num_special, rate, keys[:, 0])
         labels = tokens[rows, positions]
         draw = jax.vmap(lambda key: jax.random.uniform(key, positions.shape[1:]))(keys[:, 1])
-        vocab_size = self.model.config.vocab_size
-        pieces = jax.vmap(
-            lambda key: jax.random.randint(key, positions.shape[1:], self.num_special, vocab_size)
-        )(keys[:, 2])
+        first, end = self.num_special, self.num_pieces
+        pieces = jax.vmap(lambda key: jax.random.randint(key, positions.shape[1:], first, end))(
+            keys[:, 2]
+        )
         replaced = jnp.where(draw < self.mask_prob, self.mask_id, labels)
         swapped = (draw >= self.mask_prob) & (draw < self.mask_prob + self.random_prob)
         replaced = jnp.where(swapped, pieces, replaced)

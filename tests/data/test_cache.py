@@ -1,10 +1,12 @@
 """Folders of the cache appear whole or not at all, whoever else builds them."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from pretrain.data.cache import atomic_directory, cache_dir
+from pretrain.data.cache import atomic_directory, cache_dir, remembered
 
 
 def test_cache_dir(monkeypatch, tmp_path):
@@ -38,3 +40,45 @@ def test_the_first_of_two_builders_wins(tmp_path):
             (first / "a").write_text("first")
     assert (target / "a").read_text() == "first"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_killed_builds_left_is_removed_after_a_day(tmp_path):
+    def left(name, folder_days, file_days):
+        folder = tmp_path / name
+        folder.mkdir()
+        for path, days in ((folder / "a", file_days), (folder, folder_days)):
+            if path != folder:
+                path.write_text("half")
+            os.utime(path, (time.time() - days * 86_400,) * 2)
+        return folder
+
+    old, fresh = left(".made.1.tmp", 2, 2), left(".made.2.tmp", 0.5, 2)
+    growing, other = left(".made.3.tmp", 2, 0.5), left(".made2.1.tmp", 2, 2)
+    with atomic_directory(tmp_path / "made"):
+        assert not old.exists()
+    assert fresh.exists() and growing.exists() and other.exists()
+
+
+def test_values_are_remembered_by_state(monkeypatch, tmp_path):
+    monkeypatch.setenv("PRETRAIN_CACHE", str(tmp_path / "deep" / "cache"))
+    computed = []
+
+    def get(**states):
+        computed.clear()
+        return remembered(states, lambda name: computed.append(name) or f"{name} {states[name]}")
+
+    assert get(a="1", b=None) == {"a": "a 1", "b": "b None"} and computed == ["a", "b"]
+    assert get(b=None, a="1") == {"b": "b None", "a": "a 1"} and computed == ["b"]
+    assert get(a="2", c="1") == {"a": "a 2", "c": "c 1"} and computed == ["a", "c"]
+    assert get(a="2", c="1") and computed == []
+    (path,) = (tmp_path / "deep" / "cache").iterdir()
+    for broken in ("{", "[]", '{"a": 1}', '{"a": [1, 2, 3]}'):
+        path.write_text(broken)
+        assert get(a="2") == {"a": "a 2"} and computed == ["a"]
+    assert get(a="2") and computed == []
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PRETRAIN_CACHE", str(tmp_path / "file" / "cache"))
+    assert remembered({"a": "1"}, lambda _: "value") == {"a": "value"}

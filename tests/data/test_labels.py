@@ -375,7 +375,7 @@ def test_stratified_samples_hold_every_class_in_proportion(seed):
 
 @pytest.mark.parametrize("n", [0, -1, 6])
 def test_impossible_samples_are_refused(n):
-    with pytest.raises(UserError, match=rf"data\.train.*{n} examples out of 5"):
+    with pytest.raises(UserError, match=rf"data\.limit: found {n}, expected 1 to 5"):
         labels.subsample(labelled({"a": 5}), n, 0)
 
 

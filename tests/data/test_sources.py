@@ -2,7 +2,10 @@
 
 import importlib.metadata
 import itertools
+import os
+import time
 
+import fsspec
 import pytest
 
 from pretrain.data import files, labels
@@ -104,6 +107,47 @@ def test_files_are_hashed_once(lines, monkeypatch):
     source = open_source(lines, task="lm")
     assert source.fingerprint() == source.fingerprint()
     assert len(reads) == 1
+
+
+def test_hashes_of_files_are_remembered(tmp_path, monkeypatch):
+    """Also by the next process; not of a file that changed, or that was written just now."""
+    monkeypatch.setenv("PRETRAIN_CACHE", str(tmp_path / "cache"))
+    reads = []
+    sha256 = files._sha256
+    monkeypatch.setattr(files, "_sha256", lambda *args: reads.append(args[1]) or sha256(*args))
+
+    def fingerprint():
+        reads.clear()
+        return open_source(str(tmp_path / "*.txt"), task="lm").fingerprint()
+
+    def put(name, text, seconds):
+        path = write(tmp_path / name, text)
+        os.utime(path, (time.time() - seconds,) * 2)
+        return path
+
+    a, b = put("a.txt", "one", 100), put("b.txt", "two", 100)
+    original = fingerprint()
+    assert reads == [a, b]
+    assert fingerprint() == original and reads == []
+    put("b.txt", "owt", 50)  # as long, at another time
+    changed = fingerprint()
+    assert changed != original and reads == [b]
+    put("a.txt", "one more", 0)
+    assert fingerprint() not in (original, changed) and reads == [a]
+    assert fingerprint() and reads == [a]
+
+
+def test_hashes_of_remote_files_are_remembered_by_their_tag(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRETRAIN_CACHE", str(tmp_path))
+    filesystem = fsspec.filesystem("memory")
+    filesystem.pipe("/tagged/a.txt", b"one")
+    reads, tag = [], {}
+    info, sha256 = filesystem.info, files._sha256
+    monkeypatch.setattr(filesystem, "info", lambda *args, **kwargs: info(*args, **kwargs) | tag)
+    monkeypatch.setattr(files, "_sha256", lambda *args: reads.append(args[1]) or sha256(*args))
+    for tag["ETag"], count in ((None, 1), (None, 2), ("x", 3), ("x", 3), ("y", 4)):
+        open_source("memory://tagged/a.txt", task="lm").fingerprint()
+        assert len(reads) == count
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from pretrain.objectives.causal import next_tokens
 from tests import tiny
 
-BATCH = tiny.lm_batch() | {"weights": np.array([1, 1, 0, 1, 0.5, 1, 1, 1], np.float32)}
+BATCH = tiny.lm_batch(seq_len=23) | {"weights": np.array([1, 1, 0, 1, 0.5, 1, 1, 1], np.float32)}
 
 
 @functools.cache
@@ -59,7 +59,7 @@ def test_loss_is_the_cross_entropy_of_the_full_logits():
     labels, weights = jax.device_get(next_tokens(BATCH))
     weights = weights * BATCH["weights"][:, None]
     losses = -np.take_along_axis(log_probs, labels[..., None], -1)[..., 0]
-    (loss, (weight, metrics)), _ = value_and_gradient(1024)
+    (loss, (weight, metrics)), _ = value_and_gradient(128)
     assert float(weight) == pytest.approx(weights.sum())
     assert float(loss) == pytest.approx((losses * weights).sum(), rel=1e-4)
     hits = ((logits.argmax(-1) == labels) * weights).sum()
@@ -68,9 +68,9 @@ def test_loss_is_the_cross_entropy_of_the_full_logits():
 
 
 def test_chunks_change_neither_value_nor_gradient():
-    """192 positions in chunks of 40, the last one short."""
-    (loss, _), gradient = value_and_gradient(40)
-    (want, _), wanted = value_and_gradient(1024)
+    """Rows of 23 positions in four chunks, the last one short."""
+    (loss, _), gradient = value_and_gradient(7)
+    (want, _), wanted = value_and_gradient(128)
     assert float(loss) == pytest.approx(float(want), rel=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), gradient, wanted
@@ -80,11 +80,11 @@ def test_chunks_change_neither_value_nor_gradient():
 def test_memory_is_that_of_one_chunk():
     """Four times as many chunks of a large vocabulary cost little more."""
 
-    def temporaries(rows):
+    def temporaries(length):
         objective = tiny.causal(
-            128, vocab_size=4096, num_layers=1, hidden_size=8, num_heads=1, ffn_size=8
+            8, vocab_size=16384, num_layers=1, hidden_size=8, num_heads=1, ffn_size=8
         )
-        batch = jax.eval_shape(lambda: tiny.lm_batch(rows, 16))
+        batch = jax.eval_shape(lambda: tiny.lm_batch(4, length))
         boxed = jax.eval_shape(objective.init, jax.random.key(0))
 
         def loss(params, batch):
@@ -93,14 +93,14 @@ def test_memory_is_that_of_one_chunk():
         lowered = jax.jit(jax.grad(loss)).lower(nn.unbox(boxed)["params"], batch)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
-    one_chunk = 128 * 4096 * 4  # bytes of its logits
+    one_chunk = 4 * 8 * 16384 * 4  # bytes of its logits
     few, many = temporaries(32), temporaries(128)
     assert many - few < one_chunk
-    assert many < 2048 * 4096 * 4 / 2, "all logits at once would take twice this and more"
+    assert many < 16 * one_chunk / 2, "all logits at once would take twice this and more"
 
 
 def test_held_out_metrics_are_those_of_the_loss():
-    objective = tiny.causal(40)
+    objective = tiny.causal(7)
     metrics = jax.device_get(jax.jit(objective.predict)(params(), BATCH))
-    (loss, (weight, _)), _ = value_and_gradient(40)
+    (loss, (weight, _)), _ = value_and_gradient(7)
     assert metrics["loss"] == pytest.approx((float(loss), float(weight)), rel=1e-5)

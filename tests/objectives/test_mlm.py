@@ -16,6 +16,7 @@ from tests import tiny
 
 MASK, SPECIAL = 4, 5
 MLM = tiny.mlm()
+PADDED = tiny.mlm(vocab_size=tiny.VOCAB + 32)  # more rows than the tokenizer has pieces
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def corrupted():
     tokens = rng.integers(SPECIAL, tiny.VOCAB, (512, 64)).astype(np.int32)
     tokens[:, 0], tokens[:, 50], tokens[:, 51:] = 2, 3, 0
     batch = {"tokens": jnp.asarray(tokens)}
-    return tokens, jax.device_get(jax.jit(MLM.corrupt)(batch, jax.random.key(2)))
+    return tokens, jax.device_get(jax.jit(PADDED.corrupt)(batch, jax.random.key(2)))
 
 
 def test_labels_are_the_original_pieces_and_the_rest_stays(corrupted):
@@ -170,7 +171,7 @@ def test_train_flops_equal_the_compilers_count():
     config = tiny.transformer(
         num_layers=1, hidden_size=128, ffn_size=512, vocab_size=2048, num_heads=1
     )
-    objective = MaskedLM(LanguageModel(config), MASK, SPECIAL, 0.15, 0.8, 0.1)
+    objective = MaskedLM(LanguageModel(config), MASK, SPECIAL, 2048, 0.15, 0.8, 0.1)
     batch = tiny.lm_batch(2, 128)
     batch = jax.eval_shape(objective.corrupt, batch, jax.random.key(0))
     params = nn.unbox(jax.eval_shape(objective.init, jax.random.key(0)))["params"]

@@ -75,6 +75,11 @@ def test_wrong_numbers_and_places(corpus, tmp_path):
         assert done.returncode == 1 and done.stderr.startswith(f"error: {said}")
 
 
+def test_a_wrong_column_names_the_flag(corpus, tmp_path):
+    done = run(f"--source={corpus}", f"--output={tmp_path / 'a.model'}")
+    assert done.returncode == 1 and done.stderr.endswith(": set --text to one of them\n")
+
+
 def test_help_explains():
     done = run("--help")
     assert "python -m tools.tokenizer --source=" in done.stdout
