@@ -80,7 +80,7 @@ def fill(
         raise UserError(f"text: {len(ids)} tokens, expected at most the {limit} of a row")
     hidden = model.apply({"params": params}, jnp.array([ids]))
     logits = model.apply({"params": params}, hidden[0, np.array(masked)], method="logits")
-    probabilities = np.array(jax.nn.softmax(logits))
+    probabilities = np.array(jax.nn.softmax(logits[:, : pieces.vocab_size]))
     return [
         [{"piece": pieces.pieces[i], "probability": float(row[i])} for i in np.argsort(-row)[:top]]
         for row in probabilities
@@ -108,7 +108,8 @@ def sample(
     def next_id(row, at, key):
         hidden = model.apply({"params": params}, row[None])
         logits = model.apply({"params": params}, hidden[0, at], method="logits")
-        return jax.random.categorical(key, logits.at[barred].set(-jnp.inf))
+        logits = logits[: pieces.vocab_size].at[barred].set(-jnp.inf)
+        return jax.random.categorical(key, logits)
 
     for step_key in jax.random.split(key, count):
         window = ids[-limit:]
