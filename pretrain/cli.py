@@ -13,7 +13,6 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from pretrain import config as configs
-from pretrain import host
 from pretrain.errors import UserError
 
 
@@ -53,7 +52,6 @@ def main(function: Callable[..., object], doc: str, positional: bool = False) ->
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
 
-    host.keep_freed_memory()
     sys.modules["__main__"].__doc__ = doc
     app.run(guarded, flags_parser=_parse)
 

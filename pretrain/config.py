@@ -327,9 +327,9 @@ SHOWN = 5  # differences that are told one by one
 def check(config: ConfigDict) -> None:
     """`UserError` for a choice without its keys, or a number out of its range."""
     names = {section: config[section].name for section in CHOICES}
-    expected = base(**names)
+    whole = base(**names)
     for section in CHOICES:
-        if other := sorted(set(config[section]) ^ set(expected[section])):
+        if other := sorted(set(config[section]) ^ set(whole[section])):
             chosen = ", ".join(f"{key}.name {name!r}" for key, name in names.items())
             raise UserError(
                 f"config.{section}: its keys are not those of {chosen} ({', '.join(other[:SHOWN])} "

@@ -11,12 +11,11 @@ from typing import Any
 
 from absl import flags
 
-from pretrain import cli, evaluators, sharding, tasks
+from pretrain import cli, evaluators, host, sharding, tasks
 from pretrain.checkpoint import load_params
 from pretrain.config import COLUMNS
 from pretrain.errors import UserError
 from pretrain.files import check_new, to_json, write_jsonl
-from pretrain.train import RESULT
 
 ALL_COLUMNS = sorted({name for names in COLUMNS.values() for name in names})
 
@@ -62,7 +61,7 @@ def run(
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | {"data": -1})
     evaluator = evaluators.create(task, "test", mesh, batch_size or config.evals.batch_size)
     params, step = load_params(workdir, mesh)
-    if not (workdir / RESULT).is_file():
+    if not (workdir / tasks.RESULT).is_file():
         print(f"{workdir}: not finished: scores of step {step}", file=sys.stderr)
     if predictions is None:
         scores = evaluator(params)
@@ -74,6 +73,7 @@ def run(
 
 
 def main() -> None:
+    host.keep_freed_memory()
     values = flags.FLAGS
     name, scores = run(
         pathlib.Path(values.workdir),

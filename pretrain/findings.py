@@ -65,6 +65,16 @@ def missing(rows: Sequence[Row]) -> list[str]:
     ]
     if unscored:
         texts.append(f"Left out for want of a test score: {', '.join(unscored)}.")
+    scored: dict[str, set[str]] = {}
+    for row in finished(rows):
+        if not is_pretraining(row):
+            scored.setdefault(row["task"], set()).add(row.get("data.test.fingerprint"))
+    texts += [
+        f"{task}: the runs were scored on {len(found)} different test sets and do not compare; "
+        "run those of one state of the data again in a new folder."
+        for task, found in scored.items()
+        if len(found) > 1
+    ]
     return texts
 
 

@@ -6,8 +6,6 @@ import pathlib
 import platform
 import resource
 
-import jax
-
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
 
 
@@ -40,4 +38,6 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc" and mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        import jax  # slow to import; programs ask for their help without it
+
         jax.config.update("jax_cpu_enable_async_dispatch", False)

@@ -28,8 +28,7 @@ class Probe:
         sharding.check_batch("train.batch_size", self._size, mesh)
         self._optimizer = optim.create(**config.optimizer)
         rows = task.splits["train"].dataset
-        flops = task.objective.train_flops(task.encoder.seq_len)
-        units = Units(self._size, len(rows), task.tokens_per_row, flops)
+        units = Units(self._size, len(rows), task.tokens_per_row, task.row_flops)
         budget = units.budget(config.train.budget, "train.budget")
         if budget.steps is None:
             raise UserError(

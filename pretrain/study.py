@@ -23,7 +23,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import pretrain.config
-from pretrain import cli, comparison, page, report, results
+from pretrain import cli, comparison, host, page, report, results
 from pretrain.comparison import Row
 from pretrain.errors import UserError
 from pretrain.files import read_json
@@ -295,6 +295,7 @@ def main() -> None:
             start = f"  from {entry.run.init_from}" if entry.run.init_from else ""
             print(f"{entry.key[:8]}  {state:8}  {entry.run.name}{start}")
     else:
+        host.keep_freed_memory()
         run_study(study, workdir, only=values.only, command=command_line())
 
 

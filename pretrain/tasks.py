@@ -24,7 +24,7 @@ from pretrain.objectives.causal import CausalLM
 from pretrain.objectives.labelled import LOSSES, Classification, Tagging
 from pretrain.objectives.mlm import MaskedLM
 
-CONFIG = "config.json"  # of a run, in its workdir
+CONFIG, RESULT = "config.json", "result.json"  # of a run, in its workdir
 SPLITS = ("train", "validation", "test")
 VALIDATION_SEED = 0  # the held-out sample is the same for every seed of a study
 TRANSFORMER_CHOICES = {

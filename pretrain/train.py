@@ -33,11 +33,10 @@ from pretrain.errors import UserError
 from pretrain.files import read_json, write_json
 from pretrain.models.transformer import RUNTIME_FIELDS
 from pretrain.monitor import Counters, Monitor
-from pretrain.tasks import CONFIG
+from pretrain.tasks import CONFIG, RESULT
 
 logger = logging.getLogger(__name__)
 
-RESULT = "result.json"
 DATA = "data.json"  # fingerprints of what a run was begun on
 FOREVER = 2**40  # steps of a run whose budget is in seconds
 
@@ -112,17 +111,13 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
         )
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict, data: dict[str, str]) -> None:
-    """Makes the workdir this run's own; `UserError` if its data are others than when it began.
+def check_data(workdir: pathlib.Path, data: dict[str, str]) -> None:
+    """`UserError` if a run's data are others than when it began: its checkpoint means nothing then.
 
-    ``data``: fingerprints by name. A checkpoint means nothing to other tokens or labels.
+    ``data``: fingerprints by name.
     """
-    if not (workdir / DATA).is_file():
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / CONFIG, config.to_dict())
-        write_json(workdir / DATA, data)
-    changed = sorted(k for k, v in read_json(workdir / DATA).items() if data.get(k) != v)
-    if changed:
+    begun = read_json(workdir / DATA) if (workdir / DATA).is_file() else data
+    if changed := sorted(k for k in begun.keys() | data.keys() if begun.get(k) != data.get(k)):
         raise UserError(
             f"--workdir: {workdir} was begun on other data: {', '.join(changed)} changed since; "
             "expected the same, or a new workdir"
@@ -234,11 +229,14 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     if best_metric:
         evaluators.check_metric(best_metric, scores_of["validation"])
     sharding.check_sharded(state.abstract(task.objective, optimizer, mesh).params, mesh)
-    claim(workdir, config, task.fingerprints)
-    task.encoder.save(workdir)
+    check_data(workdir, task.fingerprints)
     init_key, step_key = jax.random.split(jax.random.key(read.seed))
     train_state, counters = start(task, optimizer, mesh, init_key, read.init_from, workdir)
     step = int(train_state.step)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / CONFIG, config.to_dict())
+    write_json(workdir / DATA, task.fingerprints)
+    task.encoder.save(workdir)
 
     last = Checkpointer(workdir / LAST, read.checkpoint.keep)
     best = Checkpointer(workdir / BEST) if best_metric else None
@@ -354,6 +352,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
 def main() -> None:
     if "runs" in flags.FLAGS.config:
         raise UserError("--config: this is a study; run it with python -m pretrain.study")
+    host.keep_freed_memory()
     train(flags.FLAGS.config, flags.FLAGS.workdir)
 
 

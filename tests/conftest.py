@@ -3,7 +3,7 @@
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import pytest
@@ -65,6 +65,14 @@ def small_run(
         return workdir
 
     return trained
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Models and objectives promote no type implicitly; optax does."""
+    strict = request.path.parent.name in ("models", "objectives")
+    with jax.numpy_dtype_promotion("strict" if strict else "standard"):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

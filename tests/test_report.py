@@ -227,6 +227,14 @@ def test_a_page_without_scores_says_so(rows):
     assert "nothing is compared" in make(rows)[0]
 
 
+def test_two_test_sets_are_admitted():
+    rows = study_table.table()
+    assert "different test sets" not in make(rows)[0]
+    other = next(r for r in rows if r["task"] == NER)
+    other["data.test.fingerprint"] = "00" * 32
+    assert f"{NER}: the runs were scored on 2 different test sets" in make(rows)[0]
+
+
 def test_two_environments_are_admitted():
     rows = study_table.table(pair((0.5, 0.6), (0.4, 0.5)))
     rows[-1]["environment.cpu_count"] = 64

@@ -1,6 +1,7 @@
 """Whole runs, small: what they learn, write, repeat, choose and refuse."""
 
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -115,10 +116,11 @@ def test_a_run_killed_after_its_last_step_still_gets_its_scores(name, arg, small
     assert unmeasured(got) == unmeasured(want)
 
 
-def test_fine_tuning_starts_from_the_pretrained_parameters(mlm, small_data, tmp_path):
+def test_fine_tuning_starts_from_the_pretrained_parameters(mlm, small_data, tmp_path, caplog):
     config = small_runs.config("ner", small_data, init_from=str(mlm), model__num_layers=3)
     config = train.resolve(config)
     assert config.model.num_layers == 1, "the model is the pretrained one"
+    assert "the source's values replace" in caplog.text and "model.num_layers" in caplog.text
     task = tasks.build(configs.Reader(config))
     assert task.encoder.tokenizer.fingerprint == Tokenizer.load(mlm / TOKENIZER).fingerprint
     got, counters = train.start(
@@ -210,6 +212,7 @@ BAD = {
     "evals": ({"evals.batch_size": 12}, r"config\.evals\.batch_size: 12 rows do not divide"),
     "range": ({"train.accumulate": 0}, r"config\.train\.accumulate: found 0, expected at least 1"),
     "mesh": ({"mesh.fsdp": 3}, r"config\.mesh: found .*does not fit 8 devices"),
+    "whole": ({"mesh.data": 1, "mesh.tensor": 8}, r"config\.mesh: .* splits no dimension of"),
     "budget": ({"train.budget": "2 hours"}, r"config\.train\.budget: found '2 hours'"),
     "period": ({"checkpoint.every": "often"}, r"config\.checkpoint\.every: found 'often'"),
     "schedule": ({"optimizer.schedule": "step"}, r"config\.optimizer\.schedule: found 'step'"),
@@ -269,6 +272,16 @@ def test_checkpoints_of_an_unknown_run_are_left_alone(mlm, small_data, tmp_path)
     other = small_runs.config("bert", small_data, SEQ, model__hidden_size=32)
     with pytest.raises(UserError, match=r"holds checkpoints or a result but no config\.json"):
         train.train(other, tmp_path)
+
+
+def test_a_run_without_its_best_step_stands_for_its_last(small_run, small_data, tmp_path):
+    """A kill between two evaluations can leave none: the newer had taken the place of the older."""
+    workdir = tmp_path / "run"
+    shutil.copytree(small_run("classify", ""), workdir)
+    shutil.rmtree(workdir / BEST)
+    (workdir / "result.json").unlink()
+    result = train.train(small_runs.config("classify", small_data), workdir)
+    assert result["selection"] == {"metric": "accuracy", "step": result["train"]["steps"]}
 
 
 def test_a_run_does_not_go_on_with_other_data(small_data, tmp_path):

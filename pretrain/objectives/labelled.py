@@ -1,5 +1,6 @@
 """Losses of the labelled tasks, for every model that gives class logits."""
 
+import abc
 import dataclasses
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ LOSSES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled:
+class Labelled(abc.ABC):
     """Classification of rows (``labels [B]``) or tagging of positions (``labels [B, S]``).
 
     ``C`` is the inverse strength of an L2 penalty on the kernels, as in scikit-learn: it minimises
@@ -42,9 +43,9 @@ class Labelled:
         del key
         return batch
 
+    @abc.abstractmethod
     def weights(self, batch: Batch) -> jax.Array:
         """float32 of the shape of ``labels``."""
-        raise NotImplementedError
 
     def loss(self, params: dict, batch: Batch, key: jax.Array):
         logits = self.model.apply(

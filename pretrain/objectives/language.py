@@ -1,5 +1,6 @@
 """What masked and causal language modelling share."""
 
+import abc
 import dataclasses
 
 import jax
@@ -10,7 +11,7 @@ from pretrain.objectives.base import Batch, Metrics
 
 
 @dataclasses.dataclass(frozen=True)
-class Language:
+class Language(abc.ABC):
     """An objective over rows of packed documents; `metrics` is what a subclass adds."""
 
     model: LanguageModel
@@ -18,9 +19,9 @@ class Language:
     def init(self, key: jax.Array) -> dict:
         return self.model.init(key, jnp.zeros((1, 8), jnp.int32), method="initialise")
 
+    @abc.abstractmethod
     def metrics(self, params: dict, batch: Batch, **kwargs) -> Metrics:
         """Sums of losses and of hits, with their weights; ``kwargs`` go to the model."""
-        raise NotImplementedError
 
     def hidden(self, params: dict, batch: Batch, **kwargs) -> jax.Array:
         """``[B, S, D]``."""

@@ -1,0 +1,28 @@
+"""What a run says of itself: what its latency stands for."""
+
+import numpy as np
+import pytest
+
+from pretrain import config as configs
+from pretrain import record, state, tasks
+from tests import small_runs
+
+
+@pytest.mark.parametrize(("name", "arg"), [("classify", ""), ("linear", "ner")])
+def test_latency_is_of_the_whole_text_in_rows_of_the_trained_shape(
+    name, arg, small_data, monkeypatch
+):
+    task = tasks.build(configs.Reader(small_runs.config(name, small_data, arg)))
+    kind = {"tokens": ["cat"] * 150, "tags": None} if arg == "ner" else {"text": "cat " * 150}
+    task.splits["test"].examples = [kind]
+    seen = []
+    monkeypatch.setattr(state, "predict_fn", lambda *_: lambda _, row: seen.append(row) or 0)
+    assert record.latency(task, {})["p50"] > 0
+    whole = task.encoder.encode([kind], "data.test")
+    count = len(whole["example"])
+    assert count > 1 and len(seen) == count * (record.WARMUP + record.REPEATS)
+    column = "tokens" if name == "classify" else "features"
+    trained = task.splits["train"].dataset[np.arange(1)]
+    assert all(row[column].shape == trained[column].shape for row in seen)
+    got = np.concatenate([row[column] for row in seen[:count]])
+    np.testing.assert_array_equal(got, whole[column])
