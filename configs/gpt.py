@@ -1,7 +1,13 @@
 """GPT: a causal decoder (GPT-2's block) pretrained by causal language modelling.
 
-Argument: a size (from 125m on the GPT-3 table, Brown et al. 2020), `seq` for the length of rows,
-`probes` as in bert.py.
+Argument: a size (`tiny` ... `medium` for a CPU, `125m` ... `175b` of the GPT-3 table in Brown et
+al. 2020, `gpt2` ... `gpt2-xl` and `distilgpt2` as released); `seq`, `published` and `probes` as in
+bert.py.
+
+GPT-3's 1.3B row gives 24 heads of 128 for a width of 2048, its 13B row a width of 5140: 16 heads
+and 5120 here. Every layer attends to the whole row: GPT-3's banded ones were not published exactly.
+Rates are for batches of 0.5 (125m) to 3.2 million tokens; GPT-2's were not published and are those
+of GPT-3 at its width.
 """
 
 from configs import bert
@@ -20,25 +26,31 @@ SIZES = {  # layers, width, heads, learning rate
     "6b7": (32, 4096, 32, 1.2e-4),
     "13b": (40, 5120, 40, 1e-4),
     "175b": (96, 12288, 96, 0.6e-4),
+    "gpt2": (12, 768, 12, 6e-4),
+    "gpt2-medium": (24, 1024, 16, 3e-4),
+    "gpt2-large": (36, 1280, 20, 2.5e-4),
+    "gpt2-xl": (48, 1600, 25, 2.5e-4),
+    "distilgpt2": (6, 768, 12, 6e-4),
 }
+VOCAB = 50257
 
 
 def get_config(arg=None):
-    arg = configs.parse_arg(arg, variant="tiny", seq=256, probes=False)
+    arg = configs.parse_arg(arg, variant="tiny", seq=256, published=False, probes=False)
     layers, width, heads, lr = configs.variant(SIZES, arg.variant)
     config = configs.base(objective="causal")
-    config.label = f"GPT-{arg.variant}"
-    model = config.model
+    config.label = arg.variant if "gpt2" in arg.variant else f"GPT-{arg.variant}"
+    model, optimizer = config.model, config.optimizer
     model.num_layers, model.hidden_size = layers, width
     model.num_heads, model.ffn_size = heads, 4 * width
-    model.causal, model.type_vocab_size, model.max_positions = True, 0, max(2048, arg.seq)
+    model.max_positions = 1024 if "gpt2" in arg.variant else 2048
+    model.causal, model.type_vocab_size = True, 0
     model.norm_position, model.norm_eps, model.embedding_norm = "pre", 1e-5, False
     model.activation, model.scale_residual_init = "gelu_tanh", True
     model.head_transform, model.head_bias = False, False
-    config.train.seq_len = arg.seq
-    config.train.budget = "10000 steps"
-    config.optimizer.lr, config.optimizer.schedule, config.optimizer.end = lr, "cosine", 0.1
-    config.optimizer.b2, config.optimizer.eps, config.optimizer.weight_decay = 0.95, 1e-8, 0.1
-    if arg.probes:
-        bert.set_probes(config)
+    optimizer.lr, optimizer.schedule, optimizer.end = lr, "cosine", 0.1
+    optimizer.b2, optimizer.eps, optimizer.weight_decay = 0.95, 1e-8, 0.1
+    if width >= 768:
+        optimizer.warmup = 0.00125  # 375 million tokens of 300 billion
+    bert.set_run(config, arg, VOCAB)
     return config

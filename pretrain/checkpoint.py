@@ -4,19 +4,17 @@ A checkpoint holds three items: ``params``, ``rest`` (step and optimizer state) 
 counters of the loop). Parameters alone can be read, on any mesh, by evaluation and by fine-tuning.
 """
 
-import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pretrain.errors import UserError
 from pretrain.state import TrainState
-
-logger = logging.getLogger(__name__)
 
 LAST, BEST = "checkpoints", "best"  # directories below a workdir
 
@@ -103,16 +101,18 @@ def load_params(
 ) -> tuple[dict, int]:
     """The parameters a finished run stands for, and their step: from the first of ``directories``.
 
-    An array with the path and shape of a leaf of ``like`` (arrays or abstract ones) is restored on
-    that leaf's sharding; any other lies whole on every device.
+    Without ``like`` every array lies whole on every device. With it (arrays or abstract ones), an
+    array that has the path and shape of one of its leaves is restored on that leaf's sharding, and
+    any other into host memory.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     layout = {path: (x.shape, x.sharding) for path, x in jax.tree_util.tree_leaves_with_path(like)}
 
     def leaf(path, x):
-        shape, sharding = layout.get(path, (None, None))
-        sharding = sharding if shape == x.shape else replicated
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        shape, sharding = layout.get(path, (None, None)) if layout else (x.shape, replicated)
+        if shape == x.shape:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return np.broadcast_to(np.zeros((), x.dtype), x.shape)  # of the type that is wanted
 
     for name in directories:
         directory = pathlib.Path(workdir) / name
@@ -127,31 +127,3 @@ def load_params(
             args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
             return manager.restore(step, args=args)["params"], step
     raise UserError(f"{workdir}: no checkpoint found; expected the workdir of a training run")
-
-
-def graft(params: dict, source: dict, origin: str) -> dict:
-    """``params`` with every array that ``source`` has under the same path.
-
-    Logs what was loaded, what stays fresh and what of the source is left over. A shape that differs
-    or a source with nothing in common is a `UserError`: nothing is dropped in silence.
-    """
-    flat, structure = jax.tree_util.tree_flatten_with_path(params)
-    given = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(source)}
-    leaves, fresh = [], []
-    for path, leaf in flat:
-        name = jax.tree_util.keystr(path)
-        new = given.pop(name, None)
-        if new is None:
-            fresh.append(name)
-        elif new.shape != leaf.shape:
-            raise UserError(
-                f"config.init_from: {name} is {new.shape} in {origin}, expected {leaf.shape}"
-            )
-        leaves.append(leaf if new is None else jax.device_put(new, leaf.sharding))
-    if len(fresh) == len(flat):
-        raise UserError(f"config.init_from: {origin} has no array in common with this model")
-    logger.info(
-        "from %s: loaded %d arrays; fresh: %s; left: %s",
-        origin, len(flat) - len(fresh), ", ".join(fresh) or "none", ", ".join(given) or "none",
-    )  # fmt: skip
-    return jax.tree_util.tree_unflatten(structure, leaves)

@@ -16,91 +16,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from pretrain.errors import UserError
-
-MODELS = {
-    "transformer": dict(
-        vocab_size=0,  # rows of the word embedding; 0: as many as the tokenizer has pieces
-        num_layers=2,
-        hidden_size=128,
-        num_heads=2,
-        ffn_size=512,  # inner width of the feed-forward block
-        max_positions=512,  # rows of the position table, and the longest sequence accepted
-        type_vocab_size=2,  # rows of the token-type (sentence A/B) embedding; 0: none
-        position="learned",  # "learned" absolute embeddings, or "rotary" (RoFormer)
-        rotary_base=10_000.0,  # wavelength base of the rotary angles
-        causal=False,  # each position sees only itself and earlier ones
-        norm_position="post",  # "post": BERT; "pre": GPT-2 and most since, with a final norm
-        norm_eps=1e-12,
-        norm_bias=True,
-        embedding_norm=True,  # layer norm on the embeddings
-        activation="gelu",  # "gelu" (erf), "gelu_tanh", "relu", "silu"
-        gated=False,  # GLU: activation(gate) * up, gate and up each ffn_size wide
-        bias=True,  # biases in attention and feed-forward
-        head_transform=True,  # dense + activation + norm before the vocabulary projection
-        head_bias=True,  # bias on the vocabulary logits
-        init_std=0.02,
-        scale_residual_init=False,  # GPT-2 paper: projections onto the residual / sqrt(2 * layers)
-        dropout=0.1,  # embeddings and sub-layer outputs
-        attention_dropout=0.1,
-        dtype="float32",  # of activations; parameters stay float32
-        remat="none",  # "none", "full", or a name in jax.checkpoint_policies
-        unroll=1,  # layers unrolled in each iteration of the scan over layers
-    ),
-    "linear": dict(
-        num_features=2**18,  # hash buckets
-        ngrams=2,  # classification: word n-grams up to this length
-        window=2,  # tagging: neighbours on each side whose features a token sees
-    ),
-}
-
-OBJECTIVES = {
-    "mlm": dict(
-        mask_rate=0.15,  # of a row's positions, exactly this many predicted (evaluated at 0.15)
-        mask_prob=0.8,  # of the chosen positions, replaced by [MASK]
-        random_prob=0.1,  # of the chosen positions, replaced by a random piece
-    ),
-    "causal": dict(
-        chunk_size=64,  # positions of a row whose logits exist at a time
-    ),
-    "classify": dict(
-        pool="",  # "first" | "last" | "mean" | "pooler" (tanh dense on the first, BERT);
-        # "": first for an encoder, last for a causal model
-        head_dropout=0.1,
-        loss="softmax",  # "softmax" cross-entropy, or "squared_hinge" (one-vs-rest linear SVM)
-        C=0.0,  # inverse L2 penalty on the kernels as in scikit-learn; 0: none
-    ),
-    "tag": dict(
-        head_dropout=0.1,
-        loss="softmax",
-        C=0.0,
-    ),
-}
-
-LANGUAGE_MODELS = ("mlm", "causal")  # objectives on raw text; the others learn labels
-COLUMNS = {  # keys of ``data`` by which each task reads its sources
-    **dict.fromkeys(LANGUAGE_MODELS, ("format", "text", "document")),
-    "classify": ("format", "text", "label"),
-    "tag": ("format", "tokens", "tags"),
-}
-
-OPTIMIZERS = {
-    "adamw": dict(
-        lr=1e-3,  # peak learning rate
-        schedule="linear",  # "linear" | "cosine" | "constant" after the warm-up
-        warmup=0.1,  # fraction of the budget over which the rate rises from 0
-        end=0.0,  # rate at the end of the budget, as a fraction of the peak
-        b1=0.9,
-        b2=0.98,
-        eps=1e-6,
-        weight_decay=0.01,  # on kernels and embeddings; never on biases and norms
-        clip=1.0,  # global gradient norm; 0: no clipping
-    ),
-    "lbfgs": dict(
-        memory=10,  # past updates kept
-        tolerance=1e-4,  # stop once the gradient's largest entry falls below it
-    ),
-}
-
+from pretrain.schema import COLUMNS, LANGUAGE_MODELS, MODELS, OBJECTIVES, OPTIMIZERS
 
 CHOICES = ("model", "objective", "optimizer")  # sections whose keys depend on their ``name``
 _UNSET = object()
@@ -112,6 +28,15 @@ def base(model: str = "transformer", objective: str = "mlm", optimizer: str = "a
     config.label = ""  # name shown in reports; "": made from the model and the objective
     config.seed = 0  # of initialisation, data order, sampling, corruption and dropout
     config.init_from = ""  # workdir of a finished run: its model, tokenizer and weights start this
+    config.surgery = ConfigDict(  # on the weights of init_from, see docs/surgery.md
+        dict(
+            rules="",  # "regex -> new path; regex -> skip; regex -> fresh": the first match wins
+            layers="",  # the source's layers that become 0, 1, ...: "0,2,4,7,9,11"
+            tile=False,  # tile a smaller model's weights into this larger one, from the middle
+            resize="",  # tables whose rows may be others: "vocab", "positions" or "vocab,positions"
+            keep_model=False,  # this config's model section stands, not the source's; as with tile
+        )
+    )
     config.cache_dir = ""  # tokenizers and token stores; "": $PRETRAIN_CACHE or ~/.cache/pretrain
 
     config.model = ConfigDict({"name": model, **_choice("model", MODELS, model)})
@@ -124,7 +49,7 @@ def base(model: str = "transformer", objective: str = "mlm", optimizer: str = "a
 
     config.tokenizer = ConfigDict(
         dict(
-            path="",  # a trained SentencePiece model; "": train one (once, then cached)
+            path="",  # SentencePiece model, tokenizer.json or its folder; "": train one, once
             source="",  # what to train it on; "": data.train
             vocab_size=8192,
             type="unigram",  # "unigram" | "bpe"
@@ -224,7 +149,7 @@ def _drop_unused(config: ConfigDict) -> None:
         if config.objective.name == "classify":
             del config.objective.pool, config.model.window
         else:
-            del config.model.ngrams
+            del config.model.ngrams, config.objective.pooler
 
 
 def _choice(key: str, table: Mapping[str, dict], name: str) -> dict:
@@ -300,17 +225,28 @@ def set_key(config: ConfigDict, key: str, value: Any) -> None:
 
 AT_LEAST_ONE = (
     *("model.num_layers", "model.hidden_size", "model.num_heads", "model.ffn_size"),
-    *("model.max_positions", "model.unroll", "objective.chunk_size", "optimizer.memory"),
+    *("model.max_positions", "model.unroll", "model.global_every", "model.bottleneck_size"),
+    *("model.num_ffns", "model.relative_buckets", "model.relative_distance", "model.div_val"),
+    *("objective.chunk_size", "optimizer.memory"),
     *("train.accumulate", "evals.batch_size", "checkpoint.keep"),
 )
 NOT_NEGATIVE = (
     *("model.vocab_size", "model.type_vocab_size", "model.window", "objective.C"),
+    *("model.embedding_size", "model.num_kv_heads", "model.head_size", "model.position_offset"),
+    *("model.local_window", "model.num_decoder_layers", "model.decoder_start_id"),
+    *("model.mem_len", "model.clamp_len"),
     *("seed", "data.limit", "data.validation_limit", "train.batch_size", "evals.batches"),
     *("optimizer.lr", "optimizer.end", "optimizer.weight_decay", "optimizer.clip"),
 )
-POSITIVE = ("model.norm_eps", "model.rotary_base", "optimizer.eps", "optimizer.tolerance")
+POSITIVE = (
+    *("model.norm_eps", "model.outer_norm_eps", "model.rotary_base", "model.local_rotary_base"),
+    *("optimizer.eps", "optimizer.tolerance"),
+)
 DROPOUT = ("model.dropout", "model.attention_dropout", "objective.head_dropout")
-SHARES = (*DROPOUT, "objective.mask_rate", "optimizer.warmup", "optimizer.b1", "optimizer.b2")
+SHARES = (
+    *(*DROPOUT, "objective.mask_rate", "objective.replace_rate"),
+    *("optimizer.warmup", "optimizer.b1", "optimizer.b2"),
+)
 PROBABILITIES = ("objective.mask_prob", "objective.random_prob")
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (AT_LEAST_ONE, lambda x: x >= 1, "at least 1"),
@@ -354,9 +290,9 @@ def check(config: ConfigDict) -> None:
                     f"config.{key}: found {leaves[key]}, expected {value}: the line search of "
                     "optimizer.name 'lbfgs' needs the same loss at every step"
                 )
-        if config.objective.name == "mlm":
+        if (name := config.objective.name) in ("mlm", "rtd", "denoising"):
             raise UserError(
-                "config.optimizer.name: found 'lbfgs' with objective.name 'mlm', whose masks "
+                f"config.optimizer.name: found 'lbfgs' with objective.name {name!r}, whose masks "
                 "change with every step; expected adamw"
             )
 
@@ -390,16 +326,25 @@ def inherit(
 ) -> tuple[ConfigDict, list[str]]:
     """A copy whose ``model`` is that of another run, ``source``, but for the keys in ``keep``.
 
+    A key that the other run did not know yet has its default; keys that nobody knows are left out.
     Also names the keys that somebody had set: those whose value was neither the default nor the
-    source's. Keys that this config does not have are left out.
+    source's.
     """
     config = ConfigDict(config.to_dict())
-    given = {k: v for k, v in source.items() if k in config.model and k not in keep}
-    default = MODELS[config.model.name]
+    mine, default = config.model.to_dict(), MODELS[config.model.name]
+    if source["name"] == mine["name"]:
+        known, keys = default, list(mine)
+    else:
+        known = _choice("model", MODELS, source["name"])
+        keys = ["name", *known]
+    section = {k: source.get(k, known.get(k)) for k in keys}
+    section |= {k: mine[k] for k in keep if k in mine and k in section}
     replaced = [
-        f"model.{k}" for k, v in given.items() if config.model[k] not in (v, default.get(k, v))
+        f"model.{k}"
+        for k, v in mine.items()
+        if k not in keep and k != "name" and v not in (section.get(k, _UNSET), default.get(k, v))
     ]
-    config.model.update(given)
+    config.model = ConfigDict(section)
     return config, sorted(replaced)
 
 

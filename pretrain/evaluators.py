@@ -91,13 +91,10 @@ class Batches:
 
 
 class LanguageModelScores:
-    """Loss, perplexity and accuracy; bits per byte where every token is predicted."""
+    """Those that the objective names: loss, perplexity, accuracy, bits per byte."""
 
     def __init__(self, run: Batches):
-        self._run = run
-        causal = run.objective.name == "causal"
-        special = ("accuracy", "bits_per_byte") if causal else ("masked_accuracy",)
-        self.names = ("loss", "perplexity", *special)
+        self._run, self.names = run, run.objective.scores
 
     def __call__(self, params: dict) -> Scores:
         totals, tokens = {}, 0
@@ -105,8 +102,9 @@ class LanguageModelScores:
             totals = metrics.add(totals, sums)
             tokens += int((batch["segment_ids"][batch["weights"] > 0] > 0).sum())
         scores = metrics.finalize(totals)
-        scores["perplexity"] = metrics.perplexity(scores["loss"])
-        if self._run.objective.name == "causal":
+        if "perplexity" in self.names:
+            scores["perplexity"] = metrics.perplexity(scores["loss"])
+        if "bits_per_byte" in self.names:
             stats = self._run.split.dataset.stats  # of a sample: bytes in proportion to tokens
             seen = tokens * jax.process_count() / stats.num_tokens
             nats, _ = totals["loss"]

@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from pretrain.errors import UserError
 
 
@@ -41,6 +43,17 @@ def write_json(path: pathlib.Path, value: object) -> None:
 def write_jsonl(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object a line; see `to_json` and `write_text`."""
     write_text(path, "".join(to_json(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def write_npz(path: pathlib.Path, **arrays: np.ndarray) -> None:
+    """Writes a NumPy archive of exactly this name, whole or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def check_new(path: pathlib.Path, flag: str) -> None:

@@ -24,7 +24,7 @@ from absl import flags
 from pretrain import cli, evaluators, sharding, tasks
 from pretrain.checkpoint import load_params
 from pretrain.data.loader import Columns
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer import AnyTokenizer
 from pretrain.errors import UserError
 from pretrain.files import to_json
 from pretrain.models.heads import LanguageModel
@@ -53,7 +53,7 @@ def predict(
         return
     model, pieces, limit = task.objective.model, task.encoder.tokenizer, task.encoder.seq_len
     for text in texts:
-        if task.encoder.task == "mlm":
+        if task.encoder.task in ("mlm", "denoising"):
             yield {"text": text, "masks": fill(model, params, pieces, text, limit, top)}
         else:
             key = jax.random.key(seed)
@@ -64,18 +64,22 @@ def predict(
 
 
 def fill(
-    model: LanguageModel, params: dict, pieces: Tokenizer, text: str, limit: int, top: int
+    model: LanguageModel, params: dict, pieces: AnyTokenizer, text: str, limit: int, top: int
 ) -> list[list[dict[str, Any]]]:
-    """The ``top`` pieces with probabilities for each ``[MASK]`` of ``text``."""
-    parts = [pieces.encode(part) for part in text.split(MASK)]
-    ids = [pieces.cls_id, *parts[0]]
-    masked = []
-    for part in parts[1:]:
+    """The ``top`` pieces with probabilities for each ``[MASK]`` of ``text``.
+
+    A mask is a whole word with the space before it.
+    """
+    masks = {MASK, pieces.mask_token}
+    *before, last = re.split("|".join(map(re.escape, masks)), text)
+    ids, masked = [pieces.cls_id], []
+    for part in before:
+        ids += pieces.encode(part.rstrip())
         masked.append(len(ids))
-        ids += [pieces.mask_id, *part]
-    ids.append(pieces.sep_id)
+        ids.append(pieces.mask_id)
+    ids += [*pieces.encode(last), pieces.sep_id]
     if not masked:
-        raise UserError(f"text: no {MASK} in {text!r}")
+        raise UserError(f"text: no {' or '.join(sorted(masks))} in {text!r}")
     if len(ids) > limit:
         raise UserError(f"text: {len(ids)} tokens, expected at most the {limit} of a row")
     hidden = model.apply({"params": params}, jnp.array([ids]))
@@ -90,7 +94,7 @@ def fill(
 def sample(
     model: LanguageModel,
     params: dict,
-    pieces: Tokenizer,
+    pieces: AnyTokenizer,
     text: str,
     limit: int,
     count: int,
@@ -102,7 +106,7 @@ def sample(
     """
     ids = [pieces.cls_id, *pieces.encode(text)]
     start = len(ids)
-    barred = np.array([i for i in range(pieces.num_special) if i != pieces.sep_id])
+    barred = np.array([i for i in pieces.special_ids if i != pieces.sep_id], np.int32)
 
     @jax.jit
     def next_id(row, at, key):

@@ -10,7 +10,7 @@ from pretrain import evaluators, optim, sharding, state, tasks
 from pretrain.budget import Units
 from pretrain.config import Reader
 from pretrain.data.loader import train_batches
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer import AnyTokenizer
 from pretrain.errors import UserError
 
 
@@ -21,7 +21,7 @@ class Probe:
     head's first parameters, the number of steps.
     """
 
-    def __init__(self, config: Reader, pieces: Tokenizer, mesh: Mesh):
+    def __init__(self, config: Reader, pieces: AnyTokenizer, mesh: Mesh):
         """``config``: the sections of a labelled run (see `pretrain.config.probe`)."""
         self._task = task = tasks.build(config, pieces)
         self._mesh, self._size, self._seed = mesh, config.train.batch_size, config.seed
@@ -62,7 +62,7 @@ class Probe:
         return self._scores(live.params)
 
 
-def create(config: Reader, name: str, pieces: Tokenizer, mesh: Mesh) -> Probe:
+def create(config: Reader, name: str, pieces: AnyTokenizer, mesh: Mesh) -> Probe:
     """The probe ``evals.probes.NAME`` of a language model's config; `UserError` names it."""
     try:
         return Probe(configs.probe_config(config, name), pieces, mesh)

@@ -173,8 +173,13 @@ def predict_fn(objective: Objective, mesh: Mesh):
 
 
 def count_params(params: Any) -> dict[str, int]:
-    """Numbers of parameters: total, in embedding tables, and the rest."""
+    """Numbers of parameters: total, in tables and vocabulary matrices, and the rest."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     total = sum(leaf.size for _, leaf in leaves)
-    embedding = sum(leaf.size for path, leaf in leaves if path[-1].key == "embedding")
+    names = [[entry.key for entry in path] for path, _ in leaves]
+    embedding = sum(
+        leaf.size
+        for name, (_, leaf) in zip(names, leaves, strict=True)
+        if name[-1] == "embedding" or name[-2:] == ["lm_head", "kernel"]
+    )
     return {"total": total, "embedding": embedding, "other": total - embedding}

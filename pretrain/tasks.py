@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -15,26 +14,19 @@ from pretrain.data.features import NgramFeatures
 from pretrain.data.loader import Columns, Dataset
 from pretrain.errors import UserError
 from pretrain.files import read_json
-from pretrain.models.heads import POOLS, Classifier, LanguageModel, Tagger
-from pretrain.models.layers import ACTIVATIONS
+from pretrain.models.families import FAMILIES, language_model
+from pretrain.models.heads import POOLERS, POOLS, Classifier, Discriminator, Tagger
 from pretrain.models.linear import HashedLinear
-from pretrain.models.transformer import TransformerConfig
 from pretrain.objectives.base import Objective
 from pretrain.objectives.causal import CausalLM
+from pretrain.objectives.denoising import Denoising
 from pretrain.objectives.labelled import LOSSES, Classification, Tagging
 from pretrain.objectives.mlm import MaskedLM
+from pretrain.objectives.rtd import ReplacedTokenDetection
 
 CONFIG, RESULT = "config.json", "result.json"  # of a run, in its workdir
 SPLITS = ("train", "validation", "test")
 VALIDATION_SEED = 0  # the held-out sample is the same for every seed of a study
-TRANSFORMER_CHOICES = {
-    "activation": tuple(ACTIVATIONS),
-    "position": ("learned", "rotary"),
-    "norm_position": ("post", "pre"),
-    "dtype": ("float32", "bfloat16"),
-    "remat": ("none", "full", *(n for n in dir(jax.checkpoint_policies) if n.endswith("saveable"))),
-}
-
 Encoder = encoders.TokenEncoder | encoders.FeatureEncoder
 Found = dict[str, tuple[sources.Source, list[dict]]]
 
@@ -88,7 +80,7 @@ def cache_dir(config: Reader) -> pathlib.Path:
     return pathlib.Path(config.cache_dir or cache.cache_dir()).expanduser()
 
 
-def build(config: Reader, pieces: tokenizer.Tokenizer | None = None) -> Task:
+def build(config: Reader, pieces: tokenizer.AnyTokenizer | None = None) -> Task:
     """Reads, tokenizes and encodes the data of ``config``, and makes its model and objective.
 
     ``pieces``: a tokenizer in place of the one that the config names.
@@ -114,51 +106,59 @@ def build(config: Reader, pieces: tokenizer.Tokenizer | None = None) -> Task:
     return Task(make_objective(config, encoder, share), encoder, splits)
 
 
-def restore(workdir: pathlib.Path) -> tuple[Reader, Task]:
-    """The config and the task, without data, of a training run's workdir."""
+def read_config(workdir: pathlib.Path) -> Reader:
+    """The resolved config of a training run."""
     if not (workdir / CONFIG).is_file():
         raise UserError(f"--workdir: no {CONFIG} in {workdir}; expected that of a training run")
-    config = Reader(ConfigDict(read_json(workdir / CONFIG)))
-    encoder = encoders.load(workdir)
+    return Reader(ConfigDict(read_json(workdir / CONFIG)))
+
+
+def restore(workdir: pathlib.Path) -> tuple[Reader, Task]:
+    """The config and the task, without data, of a training run's workdir."""
+    config, encoder = read_config(workdir), encoders.load(workdir)
     return config, Task(make_objective(config, encoder), encoder, {})
 
 
 def make_objective(config: Reader, encoder: Encoder, share: float = 1.0) -> Objective:
     """The model of ``config`` with its loss; a batch is a ``share`` of the training set."""
-    options, name = config.objective, config.objective.name
+    objective, name = config.objective, config.objective.name
     num_classes = len(encoder.label_names)
     if config.model.name == "linear":
         model = HashedLinear(config.model.num_features, num_classes)
     else:
-        trunk = _transformer(config, encoder.tokenizer, encoder.seq_len)
-        if trunk.causal != (name == "causal") and name in LANGUAGE_MODELS:
-            raise UserError(
-                f"config.model.causal: found {trunk.causal} with objective.name {name!r}; "
-                "expected true for causal and false for mlm"
-            )
+        options = backbone_options(config, encoder.tokenizer, encoder.seq_len)
+        _check_objective(config, options)
+        trunk = FAMILIES[config.model.name].backbone(options)
         if name == "classify":
-            _check(options, "objective.pool", ("", *POOLS))
-            pool = options.pool or ("last" if trunk.causal else "first")
-            if trunk.causal and pool in ("first", "pooler"):
-                raise UserError(
-                    f"config.objective.pool: found {pool!r} with a causal model, whose first "
-                    "position sees nothing of the text; expected last or mean"
-                )
-            model = Classifier(trunk, num_classes, pool, options.head_dropout)
+            pool = _pool(config, options)
+            model = Classifier(trunk, num_classes, pool, objective.head_dropout)
         elif name == "tag":
-            model = Tagger(trunk, num_classes, options.head_dropout)
+            model = Tagger(trunk, num_classes, objective.head_dropout, objective.pooler)
+        elif name == "rtd":
+            model = Discriminator(trunk)
         else:
-            model = LanguageModel(trunk)
-    if name == "mlm":
-        rates = {key: options[key] for key in ("mask_rate", "mask_prob", "random_prob")}
+            model = language_model(config.model.name, options)
+    if name in ("mlm", "denoising", "rtd"):
         pieces = encoder.tokenizer
-        ids = {"mask_id": pieces.mask_id, "num_special": pieces.num_special}
-        return MaskedLM(model, num_pieces=pieces.vocab_size, **ids, **rates)
+        if pieces.mask_id is None and name != "rtd":
+            raise UserError(
+                f"config.objective.name: found {name!r} with a tokenizer that has no mask token, "
+                "expected causal or rtd, or a tokenizer with one"
+            )
+        masking = {"special_ids": pieces.special_ids, "num_pieces": pieces.vocab_size}
+        if name == "rtd":  # nothing is masked
+            rates = {"mask_rate": objective.replace_rate, "mask_prob": 0.0, "random_prob": 1.0}
+            return ReplacedTokenDetection(model, mask_id=pieces.pad_id, **masking, **rates)
+        masking["mask_id"] = pieces.mask_id
+        masking |= {key: objective[key] for key in ("mask_rate", "mask_prob", "random_prob")}
+        if name == "mlm":
+            return MaskedLM(model, **masking)
+        return Denoising(model, **masking, chunk_size=objective.chunk_size)
     if name == "causal":
-        return CausalLM(model, options.chunk_size)
-    _check(options, "objective.loss", LOSSES)
+        return CausalLM(model, objective.chunk_size)
+    _check(objective, "objective.loss", LOSSES)
     kind = {"classify": Classification, "tag": Tagging}[name]
-    return kind(model, options.loss, options.C, share if options.C else 1.0)
+    return kind(model, objective.loss, objective.C, share if objective.C else 1.0)
 
 
 def _check(section: Reader, key: str, known: Iterable[str]) -> None:
@@ -184,18 +184,21 @@ def _splits(config: Reader) -> Iterator[tuple[str, sources.Source]]:
             yield split, _open(config, config.data[split], f"data.{split}")
 
 
-def _tokenizer(config: Reader, where: pathlib.Path, train: sources.Source) -> tokenizer.Tokenizer:
+def _tokenizer(
+    config: Reader, where: pathlib.Path, train: sources.Source
+) -> tokenizer.AnyTokenizer:
     options = config.tokenizer
-    if config.init_from:
+    own = options.path or options.source
+    if config.init_from and not (own and "vocab" in config.surgery.resize):
         if options.path:
             raise UserError(
                 f"config.tokenizer.path: found {options.path!r} with init_from, whose tokenizer "
-                "goes with its weights; expected ''"
+                "goes with its weights; expected '', or surgery.resize 'vocab'"
             )
         dict(options)  # configs name a source for runs from scratch: that run's counts as it
-        return tokenizer.Tokenizer.load(pathlib.Path(config.init_from) / encoders.TOKENIZER)
+        return tokenizer.load(config.init_from)
     if options.path:
-        return tokenizer.Tokenizer.load(options.path)
+        return tokenizer.load(options.path)
     source = train
     if options.source:
         # Columns and formats of labelled files say nothing of a file of plain text.
@@ -207,33 +210,63 @@ def _tokenizer(config: Reader, where: pathlib.Path, train: sources.Source) -> to
     return tokenizer.cached(source, vocab_size=size, model_type=kind, cache_dir=where)
 
 
-def _transformer(config: Reader, pieces: tokenizer.Tokenizer, seq_len: int) -> TransformerConfig:
-    fields = {f.name: config.model[f.name] for f in dataclasses.fields(TransformerConfig)}
-    fields["vocab_size"] = fields["vocab_size"] or pieces.vocab_size
-    model = TransformerConfig(**fields)
-    if model.vocab_size < pieces.vocab_size:
+def backbone_options(
+    config: Reader, pieces: tokenizer.AnyTokenizer | None = None, seq_len: int = 0
+) -> Any:
+    """The frozen options of the ``model`` section, checked against a tokenizer and rows' length."""
+    kind = FAMILIES[config.model.name].options
+    fields = {f.name: config.model[f.name] for f in dataclasses.fields(kind)}
+    if pieces is not None:
+        fields["vocab_size"] = fields["vocab_size"] or pieces.vocab_size
+    options = kind(**fields)
+    if pieces is not None and options.vocab_size < pieces.vocab_size:
         raise UserError(
-            f"config.model.vocab_size: found {model.vocab_size}, expected at least the "
+            f"config.model.vocab_size: found {options.vocab_size}, expected at least the "
             f"tokenizer's {pieces.vocab_size} pieces"
         )
-    if model.hidden_size % model.num_heads:
-        raise UserError(
-            f"config.model.num_heads: {model.num_heads} does not divide hidden_size "
-            f"{model.hidden_size}"
-        )
-    if model.position == "rotary" and model.head_size % 2:
-        raise UserError(
-            f"config.model.num_heads: {model.num_heads} makes heads of odd size {model.head_size}; "
-            "expected an even size for rotary positions"
-        )
-    if seq_len > model.max_positions:
+    if seq_len > options.max_positions:
         raise UserError(
             f"config.train.seq_len: rows of {seq_len} tokens are longer than the model's "
-            f"model.max_positions {model.max_positions}"
+            f"model.max_positions {options.max_positions}"
         )
-    for name, known in TRANSFORMER_CHOICES.items():
-        _check(config.model, f"model.{name}", known)
-    return model
+    return options
+
+
+def _check_objective(config: Reader, options: Any) -> None:
+    """`UserError` if the model cannot learn the objective."""
+    family, name = config.model.name, config.objective.name
+    if name == "none":
+        raise UserError(
+            "config.objective.name: found 'none', a model without a head; expected to start from "
+            "it with init_from, or to take embeddings (tools.embed)"
+        )
+    known = FAMILIES[family].objectives
+    if name in LANGUAGE_MODELS and name not in known:
+        raise UserError(
+            f"config.objective.name: found {name!r} with model.name {family!r}, expected "
+            f"{' or '.join(known)}"
+        )
+    if name in LANGUAGE_MODELS and options.causal != (name == "causal"):
+        raise UserError(
+            f"config.model.causal: found {options.causal} with objective.name {name!r}; "
+            f"expected {name == 'causal'}"
+        )
+
+
+def _pool(config: Reader, options: Any) -> str:
+    """How the classifier of ``config`` makes one vector of a row."""
+    _check(config.objective, "objective.pool", ("", *POOLS))
+    found = config.objective.pool or ("last" if options.causal else "first")
+    where = found
+    if found == "pooler":
+        _check(config.model, "model.pooler", POOLERS)
+        where = POOLERS[options.pooler].position
+    if options.causal and where == "first":
+        raise UserError(
+            f"config.objective.pool: found {found!r} with a causal model, whose first "
+            "position sees nothing of the text; expected last or mean"
+        )
+    return found
 
 
 def _token_stores(
@@ -309,7 +342,7 @@ def _label_names(config: Reader, source: sources.Source, examples: list[dict]) -
 
 
 def _token_encoder(
-    config: Reader, found: Found, pieces: tokenizer.Tokenizer
+    config: Reader, found: Found, pieces: tokenizer.AnyTokenizer
 ) -> encoders.TokenEncoder:
     task = config.objective.name
     longest = [labels.row_lengths(examples, pieces).max() for _, examples in found.values()]

@@ -27,12 +27,13 @@ from ml_collections import ConfigDict
 from pretrain import cli, evaluators, host, optim, probe, record, sharding, state, tasks
 from pretrain import config as configs
 from pretrain.budget import Periodic, Units
-from pretrain.checkpoint import BEST, LAST, Checkpointer, graft, load_params
+from pretrain.checkpoint import BEST, LAST, Checkpointer, load_params
 from pretrain.data.loader import eval_batches, train_batches
 from pretrain.errors import UserError
 from pretrain.files import read_json, write_json
-from pretrain.models.transformer import RUNTIME_FIELDS
+from pretrain.inherit import inherit_params, resolve
 from pretrain.monitor import Counters, Monitor
+from pretrain.surgery import Surgery, parse
 from pretrain.tasks import CONFIG, RESULT
 
 logger = logging.getLogger(__name__)
@@ -69,30 +70,6 @@ class Sigterm:
             signal.signal(signal.SIGTERM, self._before)
             if self.came and kind is None:
                 signal.raise_signal(signal.SIGTERM)
-
-
-def resolve(config: ConfigDict) -> ConfigDict:
-    """A copy in which the model of ``init_from``, if any, stands under ``model``."""
-    config = ConfigDict(config.to_dict())
-    if config.init_from:
-        file = pathlib.Path(config.init_from) / CONFIG
-        if not file.is_file():
-            raise UserError(
-                f"config.init_from: no {CONFIG} in {config.init_from!r}; "
-                "expected the workdir of a training run"
-            )
-        if not (file.parent / RESULT).is_file():
-            raise UserError(f"config.init_from: {config.init_from} has not finished; run it again")
-        source = read_json(file)["model"]
-        if source["name"] != config.model.name:
-            raise UserError(
-                f"config.init_from: {config.init_from} holds a {source['name']} model, "
-                f"expected {config.model.name}"
-            )
-        config, replaced = configs.inherit(config, source, RUNTIME_FIELDS)
-        if replaced:
-            logger.warning("config.init_from: the source's values replace %s", ", ".join(replaced))
-    return config
 
 
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -172,6 +149,7 @@ def start(
     key: jax.Array,
     init_from: str,
     workdir: pathlib.Path,
+    operation: Surgery | None = None,
 ) -> tuple[state.TrainState, Counters]:
     """Where an earlier attempt came to, else the parameters of ``init_from``, else fresh ones."""
     if (workdir / LAST).is_dir():
@@ -181,8 +159,7 @@ def start(
                 return train_state, Counters(**meta)
     train_state = state.sharded_init(task.objective, optimizer, mesh, key)
     if init_from:
-        source, _ = load_params(init_from, mesh, like=train_state.params)
-        params = graft(train_state.params, source, init_from)
+        params = inherit_params(task, train_state.params, mesh, init_from, operation, workdir)
         train_state = train_state.replace(params=params)
     return train_state, Counters()
 
@@ -231,7 +208,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     sharding.check_sharded(state.abstract(task.objective, optimizer, mesh).params, mesh)
     check_data(workdir, task.fingerprints)
     init_key, step_key = jax.random.split(jax.random.key(read.seed))
-    train_state, counters = start(task, optimizer, mesh, init_key, read.init_from, workdir)
+    operation = parse(**read.surgery)
+    train_state, counters = start(
+        task, optimizer, mesh, init_key, read.init_from, workdir, operation
+    )
     step = int(train_state.step)
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / CONFIG, config.to_dict())

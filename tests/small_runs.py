@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from pretrain import config as configs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+TOKENIZERS = ROOT / "tests" / "golden" / "tokenizers"
 CLASSES = {
     "animals": ["cat", "dog", "horse", "cow", "sheep", "goat", "bird", "fish", "mouse", "tiger"],
     "numbers": ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
@@ -57,7 +58,8 @@ def write_data(folder: pathlib.Path) -> None:
 
 def overrides(name: str, arg: str, data: pathlib.Path) -> dict:
     """What makes the shipped config ``name:arg`` small and local."""
-    suffix = {"bert": "txt", "gpt": "txt"}.get(name, "conll" if "ner" in (name, arg) else "tsv")
+    raw = dict.fromkeys(("bert", "gpt", "bart"), "txt")
+    suffix = raw.get(name, "conll" if "ner" in (name, arg) else "tsv")
     changes = {"cache_dir": str(data / "cache"), "evals.batch_size": 16}
     if suffix == "txt":
         changes |= {"data.train": str(data / "corpus.txt")}

@@ -4,6 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pretrain import config as configs
+from pretrain import schema
 from pretrain.errors import UserError
 
 
@@ -60,7 +61,7 @@ def test_choices_decide_which_keys_there_are():
     assert "mask_rate" not in configs.base(objective="causal").objective
     assert "memory" in configs.base(optimizer="lbfgs").optimizer
     assert "tokenizer" not in configs.base(model="linear", objective="classify")
-    for objective, columns in configs.COLUMNS.items():
+    for objective, columns in schema.COLUMNS.items():
         data = set(configs.base(objective=objective).data)
         assert data & {"text", "label", "tokens", "tags", "document"} == set(columns) - {"format"}
     with pytest.raises(UserError, match=r"objective\.name: found 'mlmm', expected one of mlm"):
@@ -185,9 +186,9 @@ def test_numbers_have_ranges():
     ):
         configs.check(configs.base(model, objective, optimizer))
     everything = set()
-    for objective in configs.OBJECTIVES:
-        for model in configs.MODELS if objective in ("classify", "tag") else ("transformer",):
-            for optimizer in configs.OPTIMIZERS:
+    for objective in schema.OBJECTIVES:
+        for model in schema.MODELS if objective in ("classify", "tag") else ("transformer",):
+            for optimizer in schema.OPTIMIZERS:
                 everything |= configs.flatten(configs.base(model, objective, optimizer)).keys()
     assert {key for keys, *_ in configs.RANGES for key in keys} <= everything, "a range of no key"
     for key, value, said in (
@@ -221,7 +222,7 @@ def test_numbers_have_ranges():
             r"optimizer\.name: found 'sgd', expected one of adamw, lbfgs",
         ),
         ((), "objective.name", "foo", r"objective\.name: found 'foo', expected one of mlm, causal"),
-        ((), "model.name", "rnn", r"model\.name: found 'rnn', expected one of transformer, linear"),
+        ((), "model.name", "rnn", r"model\.name: found 'rnn', expected one of transformer, mob"),
         (
             (),
             "optimizer.name",

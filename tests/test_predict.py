@@ -17,9 +17,10 @@ from tests import small_runs, tiny
 def untrained(small_data, tmp_path_factory):
     """``name`` of a config -> workdir of a language model with its initial parameters."""
 
-    def make(name):
+    def make(name, **changes):
         workdir = tmp_path_factory.mktemp(name)
-        config = small_runs.config(name, small_data, "tiny,seq=32", model__init_std=0.5)
+        changes = {"model__init_std": 0.5} | changes
+        config = small_runs.config(name, small_data, "tiny,seq=32", **changes)
         task = tasks.build(configs.Reader(config))
         task.encoder.save(workdir)
         write_json(workdir / tasks.CONFIG, config.to_dict())
@@ -78,6 +79,25 @@ def test_a_masked_language_model_fills_masks(untrained):
     for options, flag in (({"top": 0}, "--top"), ({"tokens": -1}, "--tokens")):
         with pytest.raises(UserError, match=f"{flag}: found -?[01], expected at least 1"):
             list(predict(workdir, ["a [MASK]"], **options))
+
+
+def test_a_checkpoints_tokenizer_fills_masks(untrained):
+    """RoBERTa's: the mask, by either name, takes the space before it, as `transformers` has it."""
+    workdir = untrained("bert", tokenizer__path=str(small_runs.TOKENIZERS / "roberta"))
+    (record,) = predict(workdir, ["the <mask> and [MASK]"], top=1)
+    _, task = tasks.restore(workdir)
+    pieces, model = task.encoder.tokenizer, task.objective.model
+    ids = [0, *pieces.encode("the"), 4, *pieces.encode(" and"), 4, 2]
+    params, _ = load_params(workdir, tiny.mesh())
+    hidden = model.apply({"params": params}, np.array([ids]))
+    best = model.apply({"params": params}, hidden, method="logits")[0].argmax(-1)
+    found = [candidates[0]["piece"] for candidates in record["masks"]]
+    assert found == [pieces.pieces[best[i]] for i, id in enumerate(ids) if id == 4]
+    with pytest.raises(UserError, match=r"text: no <mask> or \[MASK\] in 'the cat'"):
+        list(predict(workdir, ["the cat"]))
+    gpt = untrained("gpt", tokenizer__path=str(small_runs.TOKENIZERS / "gpt2"))
+    (record,) = predict(gpt, ["the cat"], tokens=4)
+    assert record["continuation"]
 
 
 def test_a_causal_model_continues_a_text(untrained):

@@ -23,9 +23,24 @@ def test_language_model_rows(small_data):
     rows = store[np.arange(len(store))]
     assert rows["tokens"].shape[1] == task.encoder.seq_len == 32
     assert task.tokens_per_row == pytest.approx((rows["segment_ids"] > 0).sum() / len(store))
-    assert task.objective.model.config.vocab_size == task.encoder.tokenizer.vocab_size == 300
+    assert task.objective.model.trunk.config.vocab_size == task.encoder.tokenizer.vocab_size == 300
     assert task.splits["train"].about["unigram_entropy"] > 1
     assert set(task.splits) == {"train", "validation"}
+
+
+def test_rows_of_a_checkpoints_tokenizer(small_data):
+    """A folder as tokenizer.path: RoBERTa's for rows of packed documents and of one text."""
+    path = {"tokenizer__path": str(small_runs.TOKENIZERS / "roberta")}
+    task = build("bert", small_data, "tiny,seq=32", **path)
+    pieces, store = task.encoder.tokenizer, task.splits["train"].dataset
+    rows = store[np.arange(len(store))]
+    starts = (rows["positions"] == 0) & (rows["segment_ids"] > 0)
+    assert set(rows["tokens"][starts]) == {pieces.cls_id} == {0}
+    assert set(rows["tokens"][rows["segment_ids"] == 0]) == {pieces.pad_id} == {1}
+    assert task.objective.special_ids == (0, 1, 2, 3, 4)
+    row = build("classify", small_data, **path).splits["train"].dataset[np.arange(1)]
+    real = row["tokens"][row["segment_ids"] > 0]
+    assert (real[0], real[-1]) == (0, 2)
 
 
 def test_classification_rows_are_as_long_as_needed(small_data):
@@ -139,11 +154,16 @@ JSON = {"data.text": "text", "data.label": "label"}
         ("ner", {"data.train": "{}/other.jsonl"}, r"other\.jsonl:1: no column 'tokens'"),
         ("bert", {"tokenizer.vocab_size": 5000}, r"tokenizer\.vocab_size: 5000 is more than this"),
         ("bert", {"tokenizer.type": "words"}, r"tokenizer\.type: 'words' is unknown; expected one"),
+        (
+            "bert",
+            {"tokenizer.path": str(small_runs.TOKENIZERS / "gpt2")},
+            r"objective\.name: found 'mlm' with a tokenizer that has no mask token",
+        ),
         ("bert", {"tokenizer.path": "{}/no.model"}, r"tokenizer\.path: .*no\.model is not a file"),
         ("bert", {"model.max_positions": 16}, r"seq_len: rows of 32 .*model\.max_positions 16"),
         ("bert", {"model.num_heads": 3}, r"model\.num_heads: 3 does not divide hidden_size 16"),
         ("bert", {"model.vocab_size": 299}, r"model\.vocab_size: found 299, expected at least"),
-        ("bert", {"model.activation": "tanh"}, r"model\.activation: found 'tanh', expected one"),
+        ("bert", {"model.activation": "sin"}, r"model\.activation: found 'sin', expected one"),
         ("bert", {"model.dtype": "float16"}, r"model\.dtype: found 'float16', expected one of fl"),
         (
             "bert",

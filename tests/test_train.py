@@ -12,11 +12,9 @@ from pretrain import config as configs
 from pretrain import evaluate, evaluators, optim, tasks, train
 from pretrain.checkpoint import BEST, LAST, Checkpointer, load_params
 from pretrain.data import order
-from pretrain.data.encoders import TOKENIZER
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import UserError
 from pretrain.files import read_json, read_jsonl
-from pretrain.models import transformer
 from tests import small_runs, tiny
 
 SEQ = "tiny,seq=32"
@@ -45,8 +43,8 @@ def test_a_run_learns_and_tells_what_it_did(mlm, small_data):
     config = small_runs.config("bert", small_data, SEQ)
     model = tasks.build(configs.Reader(config)).objective.model
     # 96 rows of 32 tokens, 5 of them masked; the backward pass costs twice the forward one.
-    head = 5 * 2 * (16 * 16 + 16 * model.config.vocab_size)
-    trunk = transformer.forward_flops(model.config, 32)
+    head = 5 * 2 * (16 * 16 + 16 * model.trunk.config.vocab_size)
+    trunk = model.trunk.forward_flops(32)
     assert result["train"]["flops"] == 96 * 3 * (trunk + head)
     assert result["train"]["compile_seconds"] >= 0 < result["train"]["step_memory_bytes"]
     params, _ = params_of(mlm)
@@ -122,7 +120,9 @@ def test_fine_tuning_starts_from_the_pretrained_parameters(mlm, small_data, tmp_
     assert config.model.num_layers == 1, "the model is the pretrained one"
     assert "the source's values replace" in caplog.text and "model.num_layers" in caplog.text
     task = tasks.build(configs.Reader(config))
-    assert task.encoder.tokenizer.fingerprint == Tokenizer.load(mlm / TOKENIZER).fingerprint
+    assert (
+        task.encoder.tokenizer.fingerprint == Tokenizer.load(mlm / Tokenizer.file_name).fingerprint
+    )
     got, counters = train.start(
         task,
         optim.create(**config.optimizer),

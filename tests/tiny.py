@@ -5,43 +5,55 @@ import dataclasses
 import jax
 import numpy as np
 
-from pretrain import config as configs
-from pretrain import optim, sharding
-from pretrain.models.heads import Classifier, LanguageModel, Tagger
-from pretrain.models.transformer import TransformerConfig
+from pretrain import optim, schema, sharding
+from pretrain.models.families import language_model
+from pretrain.models.heads import Classifier, Discriminator, LanguageModel, Tagger
+from pretrain.models.transformer import Transformer, TransformerConfig
 from pretrain.objectives.causal import CausalLM
 from pretrain.objectives.labelled import Classification, Tagging
 from pretrain.objectives.mlm import MaskedLM
+from pretrain.objectives.rtd import ReplacedTokenDetection
 
 VOCAB = 64
+SPECIAL = (0, 1, 2, 3, 4)
 SHAPE = dict(vocab_size=VOCAB, num_layers=2, hidden_size=16, num_heads=2, ffn_size=32)
 
 
 def transformer(**overrides) -> TransformerConfig:
-    section = {k: v for k, v in configs.MODELS["transformer"].items()}
+    section = {k: v for k, v in schema.MODELS["transformer"].items()}
     section |= SHAPE | {"dropout": 0.0, "attention_dropout": 0.0} | overrides
     return TransformerConfig(**section)
 
 
+def lm(**overrides) -> LanguageModel:
+    return language_model("transformer", transformer(**overrides))
+
+
 def mlm(**overrides) -> MaskedLM:
-    return MaskedLM(LanguageModel(transformer(**overrides)), 4, 5, VOCAB, 0.15, 0.8, 0.1)
+    return MaskedLM(lm(**overrides), 4, SPECIAL, VOCAB, 0.15, 0.8, 0.1)
+
+
+def rtd(**overrides) -> ReplacedTokenDetection:
+    model = Discriminator(Transformer(transformer(**overrides)))
+    return ReplacedTokenDetection(model, 4, SPECIAL, VOCAB, 0.15, 0.0, 1.0)
 
 
 def causal(chunk_size: int = 128, **overrides) -> CausalLM:
-    return CausalLM(LanguageModel(transformer(causal=True, **overrides)), chunk_size)
+    return CausalLM(lm(causal=True, **overrides), chunk_size)
 
 
 def classification(num_classes: int = 3, pool: str = "first", **overrides) -> Classification:
-    model = Classifier(transformer(**overrides), num_classes, pool, 0.0)
+    model = Classifier(Transformer(transformer(**overrides)), num_classes, pool, 0.0)
     return Classification(model, "softmax", 0.0, 1.0)
 
 
 def tagging(num_classes: int = 3, **overrides) -> Tagging:
-    return Tagging(Tagger(transformer(**overrides), num_classes, 0.0), "softmax", 0.0, 1.0)
+    model = Tagger(Transformer(transformer(**overrides)), num_classes, 0.0)
+    return Tagging(model, "softmax", 0.0, 1.0)
 
 
 def adamw(**overrides):
-    return optim.create("adamw", **(configs.OPTIMIZERS["adamw"] | overrides))
+    return optim.create("adamw", **(schema.OPTIMIZERS["adamw"] | overrides))
 
 
 def mesh(**sizes):
@@ -91,6 +103,7 @@ def tag_batch(rows: int = 8, seq_len: int = 24, num_classes: int = 3, seed: int 
 def replace_model(objective, **overrides):
     """The objective with other options of its transformer."""
     model = objective.model
-    return dataclasses.replace(
-        objective, model=model.clone(config=dataclasses.replace(model.config, **overrides))
-    )
+    options = dataclasses.replace(model.trunk.config, **overrides)
+    if isinstance(model, LanguageModel):
+        return dataclasses.replace(objective, model=language_model("transformer", options))
+    return dataclasses.replace(objective, model=model.clone(trunk=Transformer(options)))

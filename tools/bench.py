@@ -45,7 +45,7 @@ def step_worker(layers: int, width: int) -> Callable[[], None]:
 
     from configs import bert
     from pretrain import host, optim, sharding, state
-    from pretrain.models.heads import LanguageModel
+    from pretrain.models.families import language_model
     from pretrain.models.transformer import TransformerConfig
     from pretrain.objectives.mlm import MaskedLM
 
@@ -54,8 +54,8 @@ def step_worker(layers: int, width: int) -> Callable[[], None]:
     shape = dict(vocab_size=VOCAB, num_layers=layers, hidden_size=width)
     shape |= dict(num_heads=width // HEAD_SIZE, ffn_size=FFN_RATIO * width)
     section = {k: v for k, v in config.model.items() if k != "name"} | shape
-    model = LanguageModel(TransformerConfig(**section))
-    objective = MaskedLM(model, 4, 5, VOCAB, MASKED / SEQ, 0.8, 0.1)
+    model = language_model("transformer", TransformerConfig(**section))
+    objective = MaskedLM(model, 4, tuple(range(5)), VOCAB, MASKED / SEQ, 0.8, 0.1)
     optimizer = optim.create(**config.optimizer)
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     ids = tokens()

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data import features, labels
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data import features, labels, tokenizer
 from pretrain.errors import UserError
 from pretrain.files import read_json, write_json
 
 Columns = dict[str, np.ndarray]
 WORDS_PER_ROW = 64  # for linear taggers: most single sentences fit, so predicting compiles once
-ABOUT, TOKENIZER, FEATURES = "encoder.json", "tokenizer.model", "features.npz"
+ABOUT, FEATURES = "encoder.json", "features.npz"
 
 
 class TokenEncoder:
@@ -31,7 +30,13 @@ class TokenEncoder:
 
     kind = "tokens"
 
-    def __init__(self, tokenizer: Tokenizer, task: str, label_names: Sequence[str], seq_len: int):
+    def __init__(
+        self,
+        tokenizer: tokenizer.AnyTokenizer,
+        task: str,
+        label_names: Sequence[str],
+        seq_len: int,
+    ):
         self.tokenizer, self.task = tokenizer, task
         self.label_names, self.seq_len = list(label_names), seq_len
 
@@ -43,7 +48,7 @@ class TokenEncoder:
         )
 
     def save(self, workdir: pathlib.Path) -> None:
-        self.tokenizer.save(workdir / TOKENIZER)
+        self.tokenizer.save(workdir / self.tokenizer.file_name)
         about = {"label_names": self.label_names, "seq_len": self.seq_len}
         write_json(workdir / ABOUT, {"kind": self.kind, "task": self.task, **about})
 
@@ -97,7 +102,7 @@ def load(workdir: pathlib.Path) -> TokenEncoder | FeatureEncoder:
     about = read_json(workdir / ABOUT)
     kind, task, names = about.pop("kind"), about.pop("task"), about.pop("label_names")
     if kind == TokenEncoder.kind:
-        return TokenEncoder(Tokenizer.load(workdir / TOKENIZER), task, names, about["seq_len"])
+        return TokenEncoder(tokenizer.load(workdir), task, names, about["seq_len"])
     path = workdir / FEATURES
     ngrams = features.NgramFeatures.load(path) if path.is_file() else None
     seq_len = about.pop("seq_len")

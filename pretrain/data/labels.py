@@ -21,11 +21,12 @@ Columns = dict[str, np.ndarray]
 
 
 class Encoder(Protocol):
-    """The part of `pretrain.data.tokenizer.Tokenizer` that encoding needs."""
+    """The part of `pretrain.data.tokenizer.AnyTokenizer` that encoding needs."""
 
     pad_id: int
     cls_id: int
-    sep_id: int
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
 
@@ -112,12 +113,12 @@ def _unknown(finding: str, names: Sequence[str]) -> UserError:
 
 
 def row_lengths(examples: Sequence[Example], tokenizer: Encoder) -> np.ndarray:
-    """How long a row each example needs to stay whole, [CLS] and [SEP] included: int64 [n]."""
+    """How long a row each example needs to stay whole, special tokens included: int64 [n]."""
     if examples and "tokens" in examples[0]:
-        pieces = _sentence_pieces(examples, tokenizer)
-        return np.array([2 + sum(map(len, words)) for words in pieces], np.int64)
-    texts = [example["text"] for example in examples]
-    return np.array([2 + len(ids) for ids in tokenizer.encode_batch(texts)], np.int64)
+        sizes = [sum(map(len, words)) for words in _sentence_pieces(examples, tokenizer)]
+    else:
+        sizes = [len(ids) for ids in tokenizer.encode_batch([e["text"] for e in examples])]
+    return np.array(sizes, np.int64) + len(tokenizer.prefix) + len(tokenizer.suffix)
 
 
 def fit_length(lengths: Iterable[int], limit: int, multiple: int = 16) -> int:
@@ -134,14 +135,14 @@ def encode_classification(
     label_names: Sequence[str],
     key: str = "data.train",
 ) -> Columns:
-    """Encodes {"text", "label"} examples as rows `[CLS] pieces [SEP]`.
+    """Encodes {"text", "label"} examples as rows `prefix pieces suffix`, as `[CLS] pieces [SEP]`.
 
-    A document of more than seq_len - 2 pieces becomes the fewest windows that cover it, all full,
-    evenly spaced, so that they overlap where it does not divide.
+    A document of more pieces than a row has room for becomes the fewest windows that cover it, all
+    full, evenly spaced, so that they overlap where it does not divide.
 
     Args:
         examples: `label` may be missing or None for prediction.
-        tokenizer: gives the pieces.
+        tokenizer: gives the pieces, and the special tokens around them.
         seq_len: S, the length of every row.
         label_names: class names, the index is the id.
         key: the config key of this split, for messages.
@@ -153,7 +154,7 @@ def encode_classification(
     Raises:
         UserError: on an unknown label, or a seq_len without room for text.
     """
-    room = _room(seq_len)
+    room = _room(tokenizer, seq_len)
     labels = class_ids(examples, label_names, key)
     windows, example, weights = [], [], []
     for i, pieces in enumerate(tokenizer.encode_batch([e["text"] for e in examples])):
@@ -180,12 +181,12 @@ def encode_tags(
     label_names: Sequence[str],
     key: str = "data.train",
 ) -> Columns:
-    """Encodes {"tokens", "tags"} examples as rows `[CLS] pieces [SEP]`, a tag per word.
+    """Encodes {"tokens", "tags"} examples as rows `prefix pieces suffix`, a tag per word.
 
-    A word's label stands on its first piece. A sentence of more than seq_len - 2 pieces becomes
-    windows of whole words, each starting half a window after the one before; a word's label counts
-    only in the window where it is farthest from a cut. A single word of more than seq_len - 2
-    pieces loses its last pieces, never its label.
+    A word's label stands on its first piece. A sentence of more pieces than a row has room for
+    becomes windows of whole words, each starting half a window after the one before; a word's label
+    counts only in the window where it is farthest from a cut. A single word of more pieces than
+    that loses its last ones, never its label.
 
     Args: those of `encode_classification`; `tags` (IOB2) may be missing or None for prediction.
 
@@ -198,7 +199,7 @@ def encode_tags(
         UserError: on an unknown tag, tags that are not as many as tokens, or a seq_len without
             room for text.
     """
-    room = _room(seq_len)
+    room = _room(tokenizer, seq_len)
     tags = tag_ids(examples, label_names, key)
     windows, example = [], []
     row_parts, column_parts, word_parts, label_parts = [], [], [], []
@@ -207,7 +208,7 @@ def encode_tags(
         edges = np.cumsum([0, *map(len, words)])
         for start, stop, read in _word_windows(edges, room):
             row_parts.append(np.full(len(read), len(windows)))
-            column_parts.append(1 + edges[read] - edges[start])
+            column_parts.append(len(tokenizer.prefix) + edges[read] - edges[start])
             word_parts.append(read)
             label_parts.append(tags[i][read])
             windows.append([piece for pieces in words[start:stop] for piece in pieces])
@@ -231,10 +232,15 @@ def encode_tags(
     }
 
 
-def _room(seq_len: int) -> int:
-    if seq_len < 3:
-        raise UserError(f"train.seq_len = {seq_len} has no room between [CLS] and [SEP]: 3 or more")
-    return seq_len - 2
+def _room(tokenizer: Encoder, seq_len: int) -> int:
+    """Pieces of text that a row holds."""
+    special = len(tokenizer.prefix) + len(tokenizer.suffix)
+    if seq_len <= special:
+        raise UserError(
+            f"train.seq_len = {seq_len} has no room for text beside the {special} special tokens "
+            f"of a row; expected {special + 1} or more"
+        )
+    return seq_len - special
 
 
 def _sentence_pieces(examples: Sequence[Example], tokenizer: Encoder) -> list[list[list[int]]]:
@@ -282,9 +288,10 @@ def _rows(windows: list[list[int]], tokenizer: Encoder, seq_len: int) -> Columns
     tokens = np.full((len(windows), seq_len), tokenizer.pad_id, np.int32)
     segment_ids = np.zeros((len(windows), seq_len), np.int32)
     for row, pieces in enumerate(windows):
-        length = len(pieces) + 2
-        tokens[row, :length] = [tokenizer.cls_id, *pieces, tokenizer.sep_id]
-        segment_ids[row, :length] = 1
+        # No row is empty: a model must have a position to read an empty text from.
+        ids = [*tokenizer.prefix, *pieces, *tokenizer.suffix] or [tokenizer.cls_id]
+        tokens[row, : len(ids)] = ids
+        segment_ids[row, : len(ids)] = 1
     return {"tokens": tokens, "segment_ids": segment_ids}
 
 

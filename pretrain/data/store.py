@@ -1,9 +1,11 @@
 """The token store: a corpus as rows of fixed length on disk, memory-mapped.
 
 A row is ``[CLS] document [SEP] [CLS] document [SEP] ... [PAD]``. Documents longer than a row are
-divided into windows that fill rows; each window is a segment of its own. Text never encodes to
-``[CLS]``, so the tokens alone say where segments begin: segment ids and positions are computed
-when rows are read.
+divided into windows that fill rows; each window is a segment of its own.
+
+On disk two ids beyond the vocabulary stand for padding and for the first token of a segment, as a
+tokenizer may have one special token for everything (GPT-2). So the stored ids alone say where
+segments begin: segment ids and positions are computed when rows are read.
 
 A store lies in a folder named by the hash of all that determines its content. It is written once,
 atomically, and reused by everything that asks for the same.
@@ -24,10 +26,10 @@ import numpy as np
 import tqdm
 
 from pretrain.data.cache import atomic_directory
-from pretrain.data.tokenizer import Tokenizer, texts_of
+from pretrain.data.tokenizer import AnyTokenizer, texts_of
 from pretrain.errors import UserError
 
-_FORMAT = "store 1"  # Change it whenever the rows made from the same input change.
+_FORMAT = "store 2"  # Change it whenever the rows made from the same input change.
 _TOKENS_FILE = "tokens.bin"
 _META_FILE = "meta.json"
 
@@ -59,6 +61,7 @@ class TokenStore:
         self.fingerprint: str = meta["source_fingerprint"]
         self.seq_len: int = meta["seq_len"]
         self.vocab_size: int = meta["vocab_size"]
+        self._pad_id, self._cls_id = meta["pad_id"], meta["cls_id"]
         self.stats = Stats(**meta["stats"])
         file, dtype = self.path / _TOKENS_FILE, np.dtype(meta["dtype"])
         shape = (self.stats.num_rows, self.seq_len)
@@ -77,9 +80,12 @@ class TokenStore:
         tokens: the ids. segment_ids: 1, 2, ... for the row's segments, 0 for padding. positions:
         from 0 in each segment, 0 for padding.
         """
-        tokens = self._tokens[indices].astype(np.int32)
-        real = tokens != Tokenizer.pad_id
-        starts = tokens == Tokenizer.cls_id
+        stored = self._tokens[indices]
+        real = stored != self.vocab_size
+        starts = stored == self.vocab_size + 1
+        tokens = stored.astype(np.int32)
+        np.copyto(tokens, self._pad_id, where=~real)
+        np.copyto(tokens, self._cls_id, where=starts)
         columns = np.arange(self.seq_len, dtype=np.int32)
         segment_start = np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
         return {
@@ -91,7 +97,7 @@ class TokenStore:
 
 def build(
     source: Any,
-    tokenizer: Tokenizer,
+    tokenizer: AnyTokenizer,
     *,
     seq_len: int,
     cache_dir: str | Path,
@@ -121,13 +127,13 @@ def build(
     content = json.dumps([_FORMAT, fingerprint, tokenizer.fingerprint, settings], sort_keys=True)
     path = Path(cache_dir) / "stores" / hashlib.sha256(content.encode()).hexdigest()[:32]
     if not path.is_dir():
-        dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+        dtype = np.dtype("<u2" if tokenizer.vocab_size + 2 <= 2**16 else "<u4")
         with atomic_directory(path) as building:
             with (
                 open(building / _TOKENS_FILE, "wb") as file,
                 _Progress(source.name, enabled=progress) as shown,
             ):
-                rows = _Rows(file, seq_len, dtype, packing)
+                rows = _Rows(file, tokenizer, seq_len, dtype, packing)
                 stats = _write(source, tokenizer, rows, shown)
             if not rows.num_rows:
                 raise UserError(f"{key}: {source.name} holds no text; expected a document at least")
@@ -137,6 +143,8 @@ def build(
                 "source_fingerprint": fingerprint,
                 "tokenizer_fingerprint": tokenizer.fingerprint,
                 "vocab_size": tokenizer.vocab_size,
+                "pad_id": tokenizer.pad_id,
+                "cls_id": tokenizer.cls_id,
                 **settings,
                 "dtype": dtype.str,
                 "stats": dataclasses.asdict(stats),
@@ -145,7 +153,7 @@ def build(
     return TokenStore(path)
 
 
-def _write(source: Any, tokenizer: Tokenizer, rows: "_Rows", shown: "_Progress") -> Stats:
+def _write(source: Any, tokenizer: AnyTokenizer, rows: "_Rows", shown: "_Progress") -> Stats:
     """Encodes the corpus into `rows`."""
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     num_documents = num_bytes = 0
@@ -162,7 +170,7 @@ def _write(source: Any, tokenizer: Tokenizer, rows: "_Rows", shown: "_Progress")
             rows.add(ids)
         shown.update(len(batch), sum(map(len, encoded)))
     rows.close()
-    counts = counts[tokenizer.num_special :]
+    counts[list(tokenizer.special_ids)] = 0
     frequencies = counts[counts > 0] / counts.sum()
     return Stats(
         num_rows=rows.num_rows,
@@ -181,12 +189,22 @@ class _Rows:
     may be opened, the fullest is written.
     """
 
-    def __init__(self, file: BinaryIO, seq_len: int, dtype: np.dtype, packing: bool):
+    def __init__(
+        self,
+        file: BinaryIO,
+        tokenizer: AnyTokenizer,
+        seq_len: int,
+        dtype: np.dtype,
+        packing: bool,
+    ):
         self._file = file
+        self._padding = tokenizer.vocab_size
+        self._start = tokenizer.vocab_size + 1
+        self._end = tokenizer.sep_id
         self._seq_len = seq_len
         self._dtype = dtype
         self._packing = packing
-        self._rows = np.full((_OPEN_ROWS, seq_len), Tokenizer.pad_id, dtype)
+        self._rows = np.full((_OPEN_ROWS, seq_len), self._padding, dtype)
         self._unused = list(range(_OPEN_ROWS))
         # _open[room] lists the open rows with `room` tokens left; bit `room` of _rooms is set
         # where that list is not empty, so that one shift finds the best fit.
@@ -201,9 +219,9 @@ class _Rows:
         num_full = len(ids) // size
         if num_full:
             full = np.empty((num_full, self._seq_len), self._dtype)
-            full[:, 0] = Tokenizer.cls_id
+            full[:, 0] = self._start
             full[:, 1:-1] = ids[: num_full * size].reshape(num_full, size)
-            full[:, -1] = Tokenizer.sep_id
+            full[:, -1] = self._end
             self.num_tokens += full.size
             self._emit(full)
         if num_full * size < len(ids):
@@ -219,9 +237,9 @@ class _Rows:
         row, room = self._take(needed)
         start = self._seq_len - room
         segment = self._rows[row, start : start + needed]
-        segment[0] = Tokenizer.cls_id
+        segment[0] = self._start
         segment[1:-1] = ids
-        segment[-1] = Tokenizer.sep_id
+        segment[-1] = self._end
         self.num_tokens += needed
         room -= needed
         if self._packing and room >= _MIN_SEGMENT:
@@ -250,7 +268,7 @@ class _Rows:
 
     def _release(self, row: int) -> None:
         self._emit(self._rows[row : row + 1])
-        self._rows[row] = Tokenizer.pad_id
+        self._rows[row] = self._padding
         self._unused.append(row)
 
     def _emit(self, rows: np.ndarray) -> None:

@@ -13,11 +13,13 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import sentencepiece
 from etils import epath
 
+from pretrain.data import fast_tokenizer
 from pretrain.data.cache import atomic_directory
 from pretrain.errors import UserError
 
@@ -30,14 +32,83 @@ NORMALIZATIONS = ("nfkc", "identity")
 # SentencePiece leaves out long sentences, so documents are cut, at white space where there is some.
 _SENTENCE = re.compile(r"\S.{0,999}(?!\S)|\S.{0,999}", re.DOTALL)
 _MAX_SENTENCE_BYTES = 4000
-_FILE_NAME = "tokenizer.model"
+
+
+class AnyTokenizer(Protocol):
+    """What `Tokenizer` and `pretrain.data.fast_tokenizer.FastTokenizer` have in common.
+
+    Attributes:
+      file_name: how a workdir calls the file or folder that `save` writes.
+      vocab_size: every id is below it, those of added tokens too.
+      pieces: the text of every id.
+      pad_id: of padding; it may be that of another token, since segment id 0 is what marks padding.
+      cls_id, sep_id: first and last token of a document in a language model's rows.
+      unk_id, mask_id: None where a tokenizer has none.
+      mask_token: the text of `mask_id`, "" where there is none.
+      special_ids: all ids that stand for no text, in order.
+      prefix, suffix: ids that the tokenizer's own template puts around one text.
+      fingerprint: hash of all that ids depend on.
+    """
+
+    file_name: str
+    vocab_size: int
+    pieces: list[str]
+    pad_id: int
+    cls_id: int
+    sep_id: int
+    unk_id: int | None
+    mask_id: int | None
+    mask_token: str
+    special_ids: tuple[int, ...]
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    fingerprint: str
+
+    @property
+    def word_start(self) -> np.ndarray:
+        """Whether a piece begins a word or is a special token: bool ``[vocab_size]``."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without any special token."""
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        """`encode` of each text."""
+
+    def encode_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Ids of each word on its own, at least one, as behind a space."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens have none."""
+
+    def save(self, path: str | Path) -> None:
+        """Writes what `load` reads."""
+
+
+def load(path: str | Path) -> AnyTokenizer:
+    """The tokenizer in a SentencePiece model file, a tokenizer.json or a folder.
+
+    A folder is a Hugging Face checkpoint (`fast_tokenizer.FastTokenizer.load` says what it holds)
+    or the workdir of a run.
+    """
+    path = epath.Path(path)
+    if path.is_dir():
+        inside = (path / name for name in (Tokenizer.file_name, "tokenizer"))
+        if not fast_tokenizer.is_in(path) and (
+            found := next((p for p in inside if p.exists()), None)
+        ):
+            return load(found)
+    if path.is_dir() or path.suffix == ".json":
+        return fast_tokenizer.FastTokenizer.load(path)
+    return Tokenizer.load(path)
 
 
 class Tokenizer:
     """A SentencePiece model whose first five ids are the special tokens above."""
 
-    pad_id, unk_id, cls_id, sep_id, mask_id = range(5)
-    num_special = len(SPECIAL_PIECES)
+    file_name = "tokenizer.model"
+    pad_id, unk_id, cls_id, sep_id, mask_id = special_ids = tuple(range(len(SPECIAL_PIECES)))
+    mask_token = SPECIAL_PIECES[mask_id]
+    prefix, suffix = (cls_id,), (sep_id,)
 
     def __init__(self, model: bytes, name: str = "this model"):
         """`model` is a serialized SentencePiece model; `name` stands for it in error messages."""
@@ -45,16 +116,23 @@ class Tokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise UserError(f"tokenizer: {name} is not a SentencePiece model") from error
-        self._model = model
+        self.model = model
         self.vocab_size: int = self._processor.vocab_size()
         self.pieces: list[str] = [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
-        found = tuple(self.pieces[: self.num_special])
+        found = tuple(self.pieces[: len(SPECIAL_PIECES)])
         if found != SPECIAL_PIECES or not self._processor.is_control(self.mask_id):
             raise UserError(
                 f"tokenizer: {name} starts with the pieces {', '.join(found)}; expected "
                 f"{', '.join(SPECIAL_PIECES)} (tools/tokenizer.py makes such a model)"
             )
         self.fingerprint: str = hashlib.sha256(model).hexdigest()
+
+    @property
+    def word_start(self) -> np.ndarray:
+        """Whether a piece begins with white space or is a special token: bool ``[vocab_size]``."""
+        starts = np.array([piece.startswith(("\u2581", "\n")) for piece in self.pieces])
+        starts[list(self.special_ids)] = True
+        return starts
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without any special token."""
@@ -78,7 +156,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes the SentencePiece model file."""
-        epath.Path(path).write_bytes(self._model)
+        epath.Path(path).write_bytes(self.model)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -189,8 +267,8 @@ def cached(
         )
         tokenizer = train(texts_of(source), **settings)
         with atomic_directory(path) as building:
-            tokenizer.save(building / _FILE_NAME)
-    return Tokenizer.load(path / _FILE_NAME)
+            tokenizer.save(building / Tokenizer.file_name)
+    return Tokenizer.load(path / Tokenizer.file_name)
 
 
 def texts_of(source: Iterable[dict[str, Any]]) -> Iterator[str]:

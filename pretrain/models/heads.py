@@ -1,33 +1,43 @@
-"""Heads on the trunk, and the models that join both: what every objective trains."""
+"""Heads on a backbone, and the models that join both: what every objective trains."""
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from pretrain.models.layers import ACTIVATIONS, Dense, LayerNorm, dropout
-from pretrain.models.transformer import Transformer, TransformerConfig, forward_flops
+from pretrain.models.transformer import TransformerConfig
 
 
 class LMHead(nn.Module):
-    """Vocabulary logits through the transposed word embedding: ``[..., D] -> [..., V]``."""
+    """Vocabulary logits ``[..., D] -> [..., V]``, through the word embedding where it is tied."""
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
+    def __call__(self, hidden: jax.Array, table: jax.Array) -> jax.Array:
         cfg = self.config
         if cfg.head_transform:
             hidden = Dense(
-                ("embed",), (cfg.hidden_size,), ("embed_out",), init_std=cfg.init_std,
-                dtype=cfg.dtype, name="transform",
+                ("embed",), (cfg.embedding_width,), ("embed_out",), use_bias=cfg.bias,
+                init_std=cfg.init_std, dtype=cfg.dtype, name="transform",
             )(hidden)  # fmt: skip
             hidden = ACTIVATIONS[cfg.activation](hidden)
-            hidden = LayerNorm(cfg.norm_eps, cfg.norm_bias, cfg.dtype, name="norm")(hidden)
+            hidden = cfg.make_norm("norm")(hidden)
         flat = hidden.reshape(-1, hidden.shape[-1])
+        if not cfg.tied:
+            table = self.param(
+                "kernel",
+                nn.with_logical_partitioning(
+                    nn.initializers.normal(cfg.init_std), ("embed", "vocab")
+                ),
+                (flat.shape[1], cfg.vocab_size),
+            )
         logits = jax.lax.dot_general(
             flat,
-            embedding.astype(cfg.dtype),
-            (((1,), (1,)), ((), ())),
+            table.astype(cfg.dtype),
+            (((1,), (1 if cfg.tied else 0,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
         if cfg.head_bias:
@@ -39,22 +49,26 @@ class LMHead(nn.Module):
             logits = logits + bias[None, :]
         return logits.reshape(*hidden.shape[:-1], cfg.vocab_size)
 
+    def forward_flops(self) -> int:
+        """Of one position."""
+        cfg = self.config
+        transform = cfg.hidden_size * cfg.embedding_width if cfg.head_transform else 0
+        width = cfg.embedding_width if cfg.head_transform else cfg.hidden_size
+        return 2 * (transform + width * cfg.vocab_size)
+
 
 class LanguageModel(nn.Module):
-    """Trunk and tied vocabulary head. Calling it gives hidden states; ``logits`` maps those on."""
+    """Backbone and vocabulary head. Calling it gives hidden states; ``logits`` maps those on."""
 
-    config: TransformerConfig
-
-    def setup(self):
-        self.trunk = Transformer(self.config)
-        self.lm_head = LMHead(self.config)
+    trunk: nn.Module
+    lm_head: nn.Module
 
     def __call__(self, tokens, **inputs) -> jax.Array:
         return self.trunk(tokens, **inputs)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """``[..., D] -> [..., V]``, float32."""
-        return self.lm_head(hidden, self.trunk.word.embedding)
+        return self.lm_head(hidden, self.trunk.output_table())
 
     def initialise(self, tokens: jax.Array) -> jax.Array:
         """Touches every parameter; for ``init``."""
@@ -62,12 +76,29 @@ class LanguageModel(nn.Module):
 
     def forward_flops(self, seq_len: int, predicted: int) -> int:
         """Of one row of which ``predicted`` positions get logits."""
-        cfg = self.config
-        transform = cfg.hidden_size**2 if cfg.head_transform else 0
-        head = 2 * (transform + cfg.hidden_size * cfg.vocab_size)
-        return forward_flops(cfg, seq_len) + predicted * head
+        return self.trunk.forward_flops(seq_len) + predicted * self.lm_head.forward_flops()
 
 
+class Pooling(NamedTuple):
+    """How a published family makes one vector of a text before its classification layer."""
+
+    position: str  # "first", "last" or "mean"
+    activation: str  # after the dense layer; "": no such layer
+    bias: bool = True
+    norm: bool = False  # after the activation
+    dropout: bool = False  # also before the dense layer
+
+
+POOLERS = {  # of objective.pool "pooler", by model.pooler
+    "bert": Pooling("first", "tanh"),
+    "roberta": Pooling("first", "tanh", dropout=True),
+    "distilbert": Pooling("first", "relu"),
+    "electra": Pooling("first", "gelu", dropout=True),
+    "modernbert": Pooling("first", "gelu", bias=False, norm=True),
+    "modernbert_mean": Pooling("mean", "gelu", bias=False, norm=True),
+    "bart": Pooling("last", "tanh", dropout=True),
+    "none": Pooling("first", ""),  # MobileBERT as released: no dense layer
+}
 POOLS = ("first", "last", "mean", "pooler")
 
 
@@ -84,10 +115,54 @@ def pool(hidden: jax.Array, segment_ids: jax.Array, how: str) -> jax.Array:
     return hidden[:, 0]
 
 
+class Pooler(nn.Module):
+    """The dense layer of a `Pooling`: ``[..., D] -> [..., D]``."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, pooled: jax.Array) -> jax.Array:
+        cfg, style = self.config, POOLERS[self.config.pooler]
+        if not style.activation:
+            return pooled
+        pooled = Dense(
+            ("embed",), (cfg.hidden_size,), ("embed_out",), use_bias=style.bias,
+            init_std=cfg.init_std, dtype=cfg.dtype, name="dense",
+        )(pooled)  # fmt: skip
+        pooled = ACTIVATIONS[style.activation](pooled)
+        if style.norm:
+            pooled = LayerNorm(cfg.norm_eps, cfg.norm_bias, cfg.dtype, name="norm")(pooled)
+        return pooled
+
+
+class Encoder(nn.Module):
+    """A backbone without a head: hidden states; with its published pooler, if it has one."""
+
+    trunk: nn.Module
+    has_pooler: bool
+
+    def setup(self):
+        if self.has_pooler:
+            self.pooler = Pooler(self.trunk.config)
+
+    def __call__(self, tokens, **inputs) -> jax.Array:
+        return self.trunk(tokens, **inputs)
+
+    def pooled(self, hidden: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """``[B, S, D] -> [B, D]``."""
+        return self.pooler(pool(hidden, segment_ids, POOLERS[self.trunk.config.pooler].position))
+
+    def initialise(self, tokens: jax.Array) -> jax.Array:
+        """Touches every parameter; for ``init``."""
+        hidden = self.trunk(tokens)
+        return self.pooled(hidden, jnp.ones_like(tokens)) if self.has_pooler else hidden
+
+
 class LabelModel(nn.Module):
     """What the models with class labels share."""
 
-    config: TransformerConfig
+    trunk: nn.Module
+    num_classes: int
 
     def example(self) -> dict[str, jax.Array]:
         """A batch to initialise with."""
@@ -96,54 +171,106 @@ class LabelModel(nn.Module):
 
     def forward_flops(self, seq_len: int) -> int:
         """Of one row; the head's are too few to count."""
-        return forward_flops(self.config, seq_len)
+        return self.trunk.forward_flops(seq_len)
+
+    def read(self, batch: dict[str, jax.Array], deterministic: bool) -> jax.Array:
+        """Hidden states ``[B, S, D]``; ``token_types`` are optional in a batch."""
+        return self.trunk(
+            batch["tokens"],
+            segment_ids=batch["segment_ids"],
+            token_types=batch.get("token_types"),
+            deterministic=deterministic,
+        )
+
+    def classify(self, x: jax.Array, name: str, use_bias: bool = True) -> jax.Array:
+        """``[..., D] -> [..., C]``, float32."""
+        cfg = self.trunk.config
+        logits = Dense(
+            ("embed",), (self.num_classes,), ("classes",), use_bias=use_bias,
+            init_std=cfg.init_std, dtype=cfg.dtype, name=name,
+        )(x)  # fmt: skip
+        return logits.astype(jnp.float32)
 
 
 class Classifier(LabelModel):
-    """Trunk and classification head: class logits ``[B, C]`` of a row of tokens."""
+    """Backbone and classification head: class logits ``[B, C]`` of a row of tokens.
 
-    num_classes: int
+    On the last position the head has no bias: the convention of GPT-2 and Llama checkpoints.
+    """
+
     pool: str
     head_dropout: float
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> jax.Array:
-        cfg = self.config
-        hidden = Transformer(cfg, name="trunk")(
-            batch["tokens"], segment_ids=batch["segment_ids"], deterministic=deterministic
-        )
-        pooled = pool(hidden, batch["segment_ids"], self.pool)
+        cfg, segment_ids = self.trunk.config, batch["segment_ids"]
+        hidden = self.read(batch, deterministic)
+
+        def drop(x):
+            return dropout(
+                x, self.head_dropout, None if deterministic else self.make_rng("dropout")
+            )
+
         if self.pool == "pooler":
-            pooled = Dense(
-                ("embed",), (cfg.hidden_size,), ("embed_out",), init_std=cfg.init_std,
-                dtype=cfg.dtype, name="pooler",
-            )(pooled)  # fmt: skip
-            pooled = jnp.tanh(pooled)
-        rng = None if deterministic else self.make_rng("dropout")
-        pooled = dropout(pooled, self.head_dropout, rng)
-        logits = Dense(
-            ("embed",), (self.num_classes,), ("classes",), init_std=cfg.init_std, dtype=cfg.dtype,
-            name="classification_head",
-        )(pooled)  # fmt: skip
-        return logits.astype(jnp.float32)
+            style = POOLERS[cfg.pooler]
+            pooled = pool(hidden, segment_ids, style.position)
+            pooled = Pooler(cfg, name="pooler")(drop(pooled) if style.dropout else pooled)
+        else:
+            pooled = pool(hidden, segment_ids, self.pool)
+        return self.classify(drop(pooled), "classification_head", use_bias=self.pool != "last")
 
 
 class Tagger(LabelModel):
-    """Trunk and tagging head: tag logits ``[B, S, C]`` of every position."""
+    """Backbone and tagging head: tag logits ``[B, S, C]`` of every position.
 
-    num_classes: int
+    With ``has_pooler`` the dense layer of the family's `Pooling` stands before it (ModernBERT).
+    """
+
     head_dropout: float
+    has_pooler: bool = False
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> jax.Array:
-        cfg = self.config
-        hidden = Transformer(cfg, name="trunk")(
-            batch["tokens"], segment_ids=batch["segment_ids"], deterministic=deterministic
-        )
+        hidden = self.read(batch, deterministic)
+        if self.has_pooler:
+            hidden = Pooler(self.trunk.config, name="pooler")(hidden)
         rng = None if deterministic else self.make_rng("dropout")
-        hidden = dropout(hidden, self.head_dropout, rng)
-        logits = Dense(
-            ("embed",), (self.num_classes,), ("classes",), init_std=cfg.init_std, dtype=cfg.dtype,
-            name="tagging_head",
-        )(hidden)  # fmt: skip
-        return logits.astype(jnp.float32)
+        return self.classify(dropout(hidden, self.head_dropout, rng), "tagging_head")
+
+
+class DiscriminatorHead(nn.Module):
+    """Logits ``[..., D] -> [...]`` that a token was replaced (ELECTRA; Clark et al. 2020)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        cfg = self.config
+        dense = dict(init_std=cfg.init_std, dtype=cfg.dtype)
+        hidden = Dense(("embed",), (cfg.hidden_size,), ("embed_out",), name="transform", **dense)(
+            hidden
+        )
+        hidden = ACTIVATIONS[cfg.activation](hidden)
+        logits = Dense(("embed",), (1,), ("classes",), name="out", **dense)(hidden)
+        return logits[..., 0].astype(jnp.float32)
+
+
+class Discriminator(nn.Module):
+    """Backbone and replaced-token head: ``[B, S]`` logits of every position."""
+
+    trunk: nn.Module
+
+    def setup(self):
+        self.discriminator_head = DiscriminatorHead(self.trunk.config)
+
+    def __call__(self, tokens, **inputs) -> jax.Array:
+        return self.discriminator_head(self.trunk(tokens, **inputs))
+
+    def initialise(self, tokens: jax.Array) -> jax.Array:
+        """Touches every parameter; for ``init``."""
+        return self(tokens)
+
+    def forward_flops(self, seq_len: int) -> int:
+        """Of one row."""
+        width = self.trunk.config.hidden_size
+        return self.trunk.forward_flops(seq_len) + seq_len * 2 * width * (width + 1)

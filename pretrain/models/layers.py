@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @jax.custom_vjp
@@ -36,6 +37,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
     "relu": nn.relu,
     "silu": nn.silu,
+    "tanh": jnp.tanh,
 }
 
 
@@ -102,8 +104,29 @@ class LayerNorm(nn.Module):
         return y.astype(self.dtype)
 
 
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension, in float32 (Zhang & Sennrich 2019)."""
+
+    eps: float
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = x.shape[-1:]
+        scale = self.param(
+            "scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), shape
+        )
+        x = x.astype(jnp.float32)
+        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        return (y * scale.reshape((1,) * (x.ndim - 1) + shape)).astype(self.dtype)
+
+
 class Embed(nn.Module):
-    """Rows of a table: ``ids [...]`` -> ``[..., features]``."""
+    """Rows of a table: ``ids [...]`` -> ``[..., features]``.
+
+    An id without a row is a ``ValueError`` where ids are concrete, and NaN in compiled code: a
+    clamped id would train on nonsense in silence.
+    """
 
     num_embeddings: int
     features: int
@@ -121,7 +144,13 @@ class Embed(nn.Module):
         )
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        if not isinstance(ids, jax.core.Tracer) and ids.size:
+            found = np.asarray(ids)
+            low, high, last = found.min(), found.max(), self.num_embeddings - 1
+            if low < 0 or high > last:
+                raise ValueError(f"{self.name}: ids from {low} to {high}, expected 0 to {last}")
+        rows = jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan)
+        return rows.astype(self.dtype)
 
 
 def mix(word: jax.Array) -> jax.Array:

@@ -7,33 +7,64 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pretrain.models.layers import ACTIVATIONS, Dense, Embed, LayerNorm, dropout, rotary
+from pretrain.errors import UserError
+from pretrain.models.layers import ACTIVATIONS, Dense, Embed, LayerNorm, RMSNorm, dropout, rotary
 
-# Chosen per run: they change neither the parameters' shapes nor their meaning.
-RUNTIME_FIELDS = ("dropout", "attention_dropout", "dtype", "remat", "unroll")
+REMAT = ("none", "full", *(n for n in dir(jax.checkpoint_policies) if n.endswith("saveable")))
+CHOICES = {
+    "activation": tuple(ACTIVATIONS),
+    "position": ("learned", "rotary"),
+    "norm": ("layer", "rms"),
+    "norm_position": ("post", "pre"),
+    "dtype": ("float32", "bfloat16"),
+    "remat": REMAT,
+}
+
+
+def check_choices(options, choices: dict[str, tuple[str, ...]]) -> None:
+    """`UserError` for a field of ``options`` that is not one of its ``choices``."""
+    for name, known in choices.items():
+        if (found := getattr(options, name)) not in known:
+            raise UserError(
+                f"config.model.{name}: found {found!r}, expected one of {', '.join(known)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Shape and options of a transformer; meanings and defaults stand in ``pretrain.config``."""
+    """Shape and options of a transformer; meanings and defaults stand in ``pretrain.schema``.
+
+    A combination that makes no model is a `UserError`.
+    """
 
     vocab_size: int
     num_layers: int
     hidden_size: int
+    embedding_size: int
     num_heads: int
+    num_kv_heads: int
+    head_size: int
     ffn_size: int
     max_positions: int
+    position_offset: int
     type_vocab_size: int
     position: str
     rotary_base: float
+    local_window: int
+    global_every: int
+    local_rotary_base: float
     causal: bool
+    norm: str
     norm_position: str
     norm_eps: float
     norm_bias: bool
+    first_norm: bool
     embedding_norm: bool
     activation: str
     gated: bool
     bias: bool
+    pooler: str
+    tied: bool
     head_transform: bool
     head_bias: bool
     init_std: float
@@ -44,15 +75,57 @@ class TransformerConfig:
     remat: str
     unroll: int
 
+    def __post_init__(self):
+        check_choices(self, CHOICES)
+        if not self.head_size and self.hidden_size % self.num_heads:
+            raise UserError(
+                f"config.model.num_heads: {self.num_heads} does not divide hidden_size "
+                f"{self.hidden_size}"
+            )
+        if self.num_heads % self.kv_heads:
+            raise UserError(
+                f"config.model.num_kv_heads: {self.kv_heads} does not divide num_heads "
+                f"{self.num_heads}"
+            )
+        if self.position == "rotary" and self.head_width % 2:
+            raise UserError(
+                f"config.model.num_heads: {self.num_heads} makes heads of odd size "
+                f"{self.head_width}; expected an even size for rotary positions"
+            )
+        if not self.first_norm and self.norm_position != "pre":
+            raise UserError(
+                f"config.model.first_norm: found False with norm_position {self.norm_position!r}, "
+                "expected pre"
+            )
+        if self.tied and not self.head_transform and self.embedding_width != self.hidden_size:
+            raise UserError(
+                f"config.model.embedding_size: {self.embedding_size} is not hidden_size "
+                f"{self.hidden_size}, expected head_transform true, which projects back to it"
+            )
+
     @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.num_heads
+    def head_width(self) -> int:
+        return self.head_size or self.hidden_size // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def embedding_width(self) -> int:
+        return self.embedding_size or self.hidden_size
 
     @property
     def residual_init_std(self) -> float:
         """Of the projections that write to the residual stream."""
         scale = math.sqrt(2 * self.num_layers) if self.scale_residual_init else 1.0
         return self.init_std / scale
+
+    def make_norm(self, name: str | None = None) -> nn.Module:
+        """The norm that the options name."""
+        if self.norm == "rms":
+            return RMSNorm(self.norm_eps, self.dtype, name=name)
+        return LayerNorm(self.norm_eps, self.norm_bias, self.dtype, name=name)
 
 
 def attention_mask(segment_ids: jax.Array, causal: bool) -> jax.Array:
@@ -66,19 +139,28 @@ def attention_mask(segment_ids: jax.Array, causal: bool) -> jax.Array:
     return mask
 
 
+def near(length: int, window: int) -> jax.Array:
+    """Bool ``[1, 1, S, S]``: positions at most ``window`` apart."""
+    place = jnp.arange(length)
+    return (jnp.abs(place[:, None] - place[None, :]) <= window)[None, None]
+
+
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017): ``x [B, S, D] -> [B, S, D]``."""
+    """Multi-head attention (Vaswani et al. 2017): ``x [B, S, D] -> [B, S, D]``.
+
+    With fewer heads of keys and values than of queries, each serves several (Ainslie et al. 2023).
+    """
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, mask, positions, deterministic: bool):
+    def __call__(self, x, local, mask, positions, deterministic: bool):
         cfg = self.config
 
-        def project(name):
+        def project(name, heads):
             return Dense(
                 ("embed",),
-                (cfg.num_heads, cfg.head_size),
+                (heads, cfg.head_width),
                 ("heads", "kv"),
                 use_bias=cfg.bias,
                 init_std=cfg.init_std,
@@ -86,11 +168,18 @@ class Attention(nn.Module):
                 name=name,
             )(x)
 
-        query, key, value = project("query"), project("key"), project("value")
+        query = project("query", cfg.num_heads)
+        key, value = project("key", cfg.kv_heads), project("value", cfg.kv_heads)
+        base = cfg.rotary_base
+        if cfg.local_window:
+            base = jnp.where(local, cfg.local_rotary_base, cfg.rotary_base)
+            mask = mask & (~local | near(x.shape[1], cfg.local_window))
         if cfg.position == "rotary":
-            query = rotary(query, positions, cfg.rotary_base)
-            key = rotary(key, positions, cfg.rotary_base)
-        query, key, value = (x.swapaxes(1, 2) for x in (query * cfg.head_size**-0.5, key, value))
+            query, key = rotary(query, positions, base), rotary(key, positions, base)
+        if cfg.kv_heads < cfg.num_heads:
+            groups = cfg.num_heads // cfg.kv_heads
+            key, value = jnp.repeat(key, groups, axis=2), jnp.repeat(value, groups, axis=2)
+        query, key, value = (x.swapaxes(1, 2) for x in (query * cfg.head_width**-0.5, key, value))
         scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
         self.sow("intermediates", "attention_scores", scores)
@@ -146,28 +235,36 @@ class Block(nn.Module):
     """One layer: attention and feed-forward, each with a residual, norm after or before."""
 
     config: TransformerConfig
+    attention_norm: bool = True
 
     @nn.compact
-    def __call__(self, x, mask, positions, deterministic: bool):
+    def __call__(self, x, local, mask, positions, deterministic: bool):
         cfg = self.config
-
-        def norm(name):
-            return LayerNorm(cfg.norm_eps, cfg.norm_bias, cfg.dtype, name=name)
+        attention = Attention(cfg, name="attention")
+        feed_forward = FeedForward(cfg, name="ffn")
 
         def drop(y):
             return dropout(y, cfg.dropout, None if deterministic else self.make_rng("dropout"))
 
-        attention = Attention(cfg, name="attention")
-        feed_forward = FeedForward(cfg, name="ffn")
         if cfg.norm_position == "pre":
-            x = x + drop(attention(norm("attention_norm")(x), mask, positions, deterministic))
-            x = x + drop(feed_forward(norm("ffn_norm")(x)))
+            y = cfg.make_norm("attention_norm")(x) if self.attention_norm else x
+            x = x + drop(attention(y, local, mask, positions, deterministic))
+            x = x + drop(feed_forward(cfg.make_norm("ffn_norm")(x)))
         else:
-            x = norm("attention_norm")(x + drop(attention(x, mask, positions, deterministic)))
-            x = norm("ffn_norm")(x + drop(feed_forward(x)))
+            y = drop(attention(x, local, mask, positions, deterministic))
+            x = cfg.make_norm("attention_norm")(x + y)
+            x = cfg.make_norm("ffn_norm")(x + drop(feed_forward(x)))
         x = nn.with_logical_constraint(x, ("batch", "length", None))
         self.sow("intermediates", "hidden", x)
         return x, None
+
+
+def rematerialised(block: type[nn.Module], remat: str, static_argnums: tuple[int, ...]):
+    """``block`` under ``jax.checkpoint`` with the named policy ("none": as it is)."""
+    if remat == "none":
+        return block
+    policy = None if remat == "full" else getattr(jax.checkpoint_policies, remat)
+    return nn.remat(block, policy=policy, prevent_cse=False, static_argnums=static_argnums)
 
 
 class Transformer(nn.Module):
@@ -177,29 +274,37 @@ class Transformer(nn.Module):
 
     def setup(self):
         cfg = self.config
-        width = dict(features=cfg.hidden_size, init_std=cfg.init_std, dtype=cfg.dtype)
+        width = dict(features=cfg.embedding_width, init_std=cfg.init_std, dtype=cfg.dtype)
         self.word = Embed(cfg.vocab_size, axis="vocab", **width)
         if cfg.position == "learned":
-            self.position = Embed(cfg.max_positions, axis="positions", **width)
+            rows = cfg.max_positions + cfg.position_offset
+            self.position = Embed(rows, axis="positions", **width)
         if cfg.type_vocab_size:
             self.type = Embed(cfg.type_vocab_size, axis="types", **width)
         if cfg.embedding_norm:
-            self.embedding_norm = LayerNorm(cfg.norm_eps, cfg.norm_bias, cfg.dtype)
-        block = Block
-        if cfg.remat != "none":
-            policy = None if cfg.remat == "full" else getattr(jax.checkpoint_policies, cfg.remat)
-            block = nn.remat(Block, policy=policy, prevent_cse=False, static_argnums=(4,))
+            self.embedding_norm = cfg.make_norm()
+        if cfg.embedding_width != cfg.hidden_size:
+            self.embedding_projection = Dense(
+                ("embed",),
+                (cfg.hidden_size,),
+                ("embed_out",),
+                init_std=cfg.init_std,
+                dtype=cfg.dtype,
+            )
+        block = rematerialised(Block, cfg.remat, static_argnums=(5,))
+        if not cfg.first_norm:
+            self.first_layer = block(cfg, attention_norm=False)
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
-            length=cfg.num_layers,
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=cfg.num_layers - (not cfg.first_norm),
             unroll=cfg.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg)
         if cfg.norm_position == "pre":
-            self.final_norm = LayerNorm(cfg.norm_eps, cfg.norm_bias, cfg.dtype)
+            self.final_norm = cfg.make_norm()
 
     def __call__(
         self,
@@ -215,8 +320,9 @@ class Transformer(nn.Module):
         ``segment_ids [B, S]``: 0 is padding, positions attend within equal ids (default: all one).
         ``positions [B, S]`` default to 0, 1, ...; ``token_types [B, S]`` to 0.
 
-        With ``mutable=["intermediates"]`` every layer tells what it passes on,
-        ``hidden [L, B, S, D]``, and ``attention_scores [L, B, H, S, S]`` before the softmax.
+        With ``mutable=["intermediates"]`` the trunk tells ``embedded [B, S, D]``, and every layer
+        what it passes on, ``hidden [L, B, S, D]``, and ``attention_scores [L, B, H, S, S]`` before
+        the softmax; a first layer without norm stands by itself (see `layer_outputs`).
         """
         cfg = self.config
         if tokens.shape[1] > cfg.max_positions:
@@ -227,25 +333,62 @@ class Transformer(nn.Module):
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         x = self.word(tokens)
         if cfg.position == "learned":
-            x = x + self.position(positions)
+            x = x + self.position(positions + cfg.position_offset)
         if cfg.type_vocab_size:
             x = x + self.type(jnp.zeros_like(tokens) if token_types is None else token_types)
         if cfg.embedding_norm:
             x = self.embedding_norm(x)
         x = dropout(x, cfg.dropout, None if deterministic else self.make_rng("dropout"))
+        if cfg.embedding_width != cfg.hidden_size:
+            x = self.embedding_projection(x)
         x = nn.with_logical_constraint(x, ("batch", "length", None))
+        self.sow("intermediates", "embedded", x)
         mask = attention_mask(segment_ids, cfg.causal)
-        x, _ = self.layers(x, mask, positions, deterministic)
+        local = jnp.arange(cfg.num_layers) % cfg.global_every != 0
+        if not cfg.first_norm:
+            x, _ = self.first_layer(x, local[0], mask, positions, deterministic)
+            local = local[1:]
+        x, _ = self.layers(x, local, mask, positions, deterministic)
         return self.final_norm(x) if cfg.norm_position == "pre" else x
 
+    def output_table(self) -> jax.Array:
+        """The word embedding ``[V, E]``, for a tied vocabulary head."""
+        return self.word.embedding
 
-def forward_flops(cfg: TransformerConfig, seq_len: int) -> int:
-    """Floating-point operations of the trunk's matrix products for one row of ``seq_len`` tokens.
+    def forward_flops(self, seq_len: int) -> int:
+        """Floating-point operations of the matrix products for one row of ``seq_len`` tokens.
 
-    A multiply-add counts as two. Causal attention counts half the pairs, as fused kernels do.
-    """
-    up = 2 if cfg.gated else 1
-    per_token = 2 * (4 * cfg.hidden_size**2 + (up + 1) * cfg.hidden_size * cfg.ffn_size)
-    pairs = seq_len * (seq_len + 1) // 2 if cfg.causal else seq_len**2
-    attention = 2 * 2 * pairs * cfg.hidden_size
-    return cfg.num_layers * (seq_len * per_token + attention)
+        A multiply-add counts as two. Causal attention counts half the pairs, and local attention
+        those within the window, as fused kernels do.
+        """
+        cfg = self.config
+        inner, kv = cfg.num_heads * cfg.head_width, cfg.kv_heads * cfg.head_width
+        ffn = (3 if cfg.gated else 2) * cfg.hidden_size * cfg.ffn_size
+        per_token = 2 * (2 * cfg.hidden_size * (inner + kv) + ffn)
+        everywhere = -(-cfg.num_layers // cfg.global_every) if cfg.local_window else cfg.num_layers
+        pairs = everywhere * count_pairs(seq_len, seq_len, cfg.causal)
+        pairs += (cfg.num_layers - everywhere) * count_pairs(seq_len, cfg.local_window, cfg.causal)
+        projected = cfg.embedding_width if cfg.embedding_width != cfg.hidden_size else 0
+        return (
+            cfg.num_layers * seq_len * per_token
+            + 2 * 2 * pairs * inner
+            + seq_len * 2 * projected * cfg.hidden_size
+        )
+
+
+def count_pairs(seq_len: int, window: int, causal: bool) -> int:
+    """Pairs of positions of a row at most ``window`` apart, in both directions or one."""
+    reach = min(window, seq_len - 1)
+    before = reach * seq_len - reach * (reach + 1) // 2
+    return seq_len + (before if causal else 2 * before)
+
+
+def layer_outputs(intermediates: dict, name: str = "hidden") -> jax.Array:
+    """What all layers have sown under ``name``, in order: ``[L, ...]``."""
+    stacked = _find(intermediates["layers"], name)
+    first = intermediates.get("first_layer")
+    return stacked if first is None else jnp.concatenate([_find(first, name)[None], stacked])
+
+
+def _find(layer: dict, name: str) -> jax.Array:
+    return layer[name][0] if name in layer else layer["attention"][name][0]

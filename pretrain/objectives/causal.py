@@ -1,11 +1,10 @@
-"""Causal language modelling with a cross-entropy that never holds all logits of long rows."""
+"""Causal language modelling (Radford et al. 2019)."""
 
 import dataclasses
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from pretrain.objectives.base import Batch, Metrics
 from pretrain.objectives.language import Language, weigh
@@ -22,12 +21,10 @@ def next_tokens(batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class CausalLM(Language):
-    """Predicts every next token. ``chunk_size``: positions of a row whose logits exist at a time.
-
-    A chunk has positions of every row, so that each device works on its own rows of every chunk.
-    """
+    """Predicts every next token; ``chunk_size`` positions of a row have logits at a time."""
 
     name: ClassVar[str] = "causal"
+    scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy", "bits_per_byte")
 
     chunk_size: int
 
@@ -39,28 +36,12 @@ class CausalLM(Language):
         hidden = self.hidden(params, batch, **kwargs)
         labels, weights = next_tokens(batch)
         weights = weigh(weights, batch)
-        rows, length = labels.shape
-        count = -(-length // self.chunk_size)
-        padding = -length % count
-
-        def chunks(x):
-            """``[B, S, ...] -> [count, B, S / count, ...]``."""
-            x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-            return jnp.moveaxis(x.reshape(rows, -1, count, *x.shape[2:]), 2, 0)
-
-        @jax.checkpoint
-        def chunk_sums(sums, chunk):
-            hidden, labels, weights = chunk
-            logits = self.model.apply({"params": params}, hidden, method="logits")
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            hits = (logits.argmax(-1) == labels).astype(jnp.float32)
-            return (sums[0] + (losses * weights).sum(), sums[1] + (hits * weights).sum()), None
-
-        zeros = (jnp.zeros(()), jnp.zeros(()))
-        (loss, hits), _ = jax.lax.scan(
-            chunk_sums, zeros, (chunks(hidden), chunks(labels), chunks(weights))
-        )
-        return {"loss": (loss, weights.sum()), "accuracy": (hits, weights.sum())}
+        losses, hits = self.cross_entropy(params, hidden, labels, self.chunk_size)
+        total = weights.sum()
+        return {
+            "loss": ((losses * weights).sum(), total),
+            "accuracy": ((hits * weights).sum(), total),
+        }
 
     def predict(self, params: dict, batch: Batch) -> Metrics:
         return self.metrics(params, batch)

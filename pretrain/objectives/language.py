@@ -1,10 +1,12 @@
-"""What masked and causal language modelling share."""
+"""What the objectives on raw text share, a cross-entropy in chunks among it."""
 
 import abc
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from pretrain.models.heads import LanguageModel
 from pretrain.objectives.base import Batch, Metrics
@@ -13,6 +15,8 @@ from pretrain.objectives.base import Batch, Metrics
 @dataclasses.dataclass(frozen=True)
 class Language(abc.ABC):
     """An objective over rows of packed documents; `metrics` is what a subclass adds."""
+
+    scores: ClassVar[tuple[str, ...]]  # names of what is measured on held-out rows
 
     model: LanguageModel
 
@@ -40,6 +44,33 @@ class Language(abc.ABC):
     def penalty(self, params: dict) -> float:
         del params
         return 0.0
+
+    def cross_entropy(
+        self, params: dict, hidden: jax.Array, labels: jax.Array, chunk_size: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Of every position of ``hidden [B, S, D]``: loss, and 1 for a hit, float32 ``[B, S]``.
+
+        Never holds all logits of long rows: those of ``chunk_size`` positions a row exist at a
+        time. A chunk has positions of every row, so that each device works on its own rows.
+        """
+        rows, length = labels.shape
+        count = -(-length // chunk_size)
+
+        def chunks(x):
+            """``[B, S, ...] -> [count, B, S / count, ...]``."""
+            x = jnp.pad(x, [(0, 0), (0, -length % count)] + [(0, 0)] * (x.ndim - 2))
+            return jnp.moveaxis(x.reshape(rows, -1, count, *x.shape[2:]), 2, 0)
+
+        @jax.checkpoint
+        def score(carry, chunk):
+            hidden, labels = chunk
+            logits = self.model.apply({"params": params}, hidden, method="logits")
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return carry, (losses, (logits.argmax(-1) == labels).astype(jnp.float32))
+
+        _, scores = jax.lax.scan(score, None, (chunks(hidden), chunks(labels)))
+        losses, hits = (jnp.moveaxis(x, 0, 2).reshape(rows, -1)[:, :length] for x in scores)
+        return losses, hits
 
 
 def weigh(weights: jax.Array, batch: Batch) -> jax.Array:

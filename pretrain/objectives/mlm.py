@@ -49,10 +49,11 @@ class MaskedLM(Language):
     """Predicts masked pieces; the vocabulary projection runs on the masked positions only."""
 
     name: ClassVar[str] = "mlm"
+    scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "masked_accuracy")
 
     mask_id: int
-    num_special: int  # pieces 0 .. num_special - 1 are never masked and never drawn
-    num_pieces: int  # of the tokenizer; the model's vocabulary may be larger
+    special_ids: tuple[int, ...]  # in order; never masked and never drawn
+    num_pieces: int  # of the tokenizer, special ones included; the model may have more
     mask_rate: float
     mask_prob: float
     random_prob: float
@@ -65,13 +66,16 @@ class MaskedLM(Language):
         tokens = batch["tokens"]
         rows = jnp.arange(tokens.shape[0])[:, None]
         keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-        positions, weights = choose_positions(tokens >= self.num_special, rate, keys[:, 0])
+        special = (tokens[..., None] == jnp.array([[self.special_ids]])).any(-1)
+        eligible = ~special & (batch["segment_ids"] > 0)
+        positions, weights = choose_positions(eligible, rate, keys[:, 0])
         labels = tokens[rows, positions]
         draw = jax.vmap(lambda key: jax.random.uniform(key, positions.shape[1:]))(keys[:, 1])
-        first, end = self.num_special, self.num_pieces
-        pieces = jax.vmap(lambda key: jax.random.randint(key, positions.shape[1:], first, end))(
+        count = self.num_pieces - len(self.special_ids)
+        drawn = jax.vmap(lambda key: jax.random.randint(key, positions.shape[1:], 0, count))(
             keys[:, 2]
         )
+        pieces = self._ordinary(drawn)
         replaced = jnp.where(draw < self.mask_prob, self.mask_id, labels)
         swapped = (draw >= self.mask_prob) & (draw < self.mask_prob + self.random_prob)
         replaced = jnp.where(swapped, pieces, replaced)
@@ -82,6 +86,12 @@ class MaskedLM(Language):
             "masked_labels": labels,
             "masked_weights": weights,
         }
+
+    def _ordinary(self, index: jax.Array) -> jax.Array:
+        """The ids of ordinary pieces, by their places 0, 1, ... among the ordinary ones."""
+        # As many special ids lie below an ordinary one as have fewer ordinary ids below them.
+        below = jnp.array([[[special - i for i, special in enumerate(self.special_ids)]]])
+        return index + (index[..., None] >= below).sum(-1, dtype=index.dtype)
 
     def metrics(self, params: dict, batch: Batch, **kwargs) -> Metrics:
         hidden = self.hidden(params, batch, **kwargs)

@@ -13,6 +13,7 @@ class LetterTokenizer:
     """One piece per character: id 5 + its code, so rows can be read back by eye."""
 
     pad_id, cls_id, sep_id = 0, 2, 3
+    prefix, suffix = (2,), (3,)
 
     def encode_batch(self, texts):
         return [[5 + ord(c) for c in text] for text in texts]
@@ -131,7 +132,7 @@ def test_unknown_class_is_named():
 
 
 def test_row_without_room_is_refused():
-    with pytest.raises(UserError, match="seq_len = 2"):
+    with pytest.raises(UserError, match=r"seq_len = 2 .* the 2 special tokens .* 3 or more"):
         classify(["a"], seq_len=2)
 
 

@@ -150,9 +150,11 @@ def test_open_rows_are_bounded(tokenizer, tmp_path, monkeypatch):
     assert sorted(segments(rows)) == sorted(windows(texts, tokenizer, 98))
 
 
-@pytest.mark.parametrize("vocab_size, dtype", [(300, "<u2"), (2**16, "<u2"), (2**16 + 1, "<u4")])
+@pytest.mark.parametrize(
+    "vocab_size, dtype", [(300, "<u2"), (2**16 - 2, "<u2"), (2**16 - 1, "<u4")]
+)
 def test_token_width(tmp_path, vocab_size, dtype):
-    """The largest id comes back whole, whatever the width on disk."""
+    """The largest id comes back whole, whatever the width on disk; two more mark segments."""
 
     class Wide(Tokenizer):
         def __init__(self):
@@ -165,6 +167,30 @@ def test_token_width(tmp_path, vocab_size, dtype):
     rows = store.build(Texts(["a"]), Wide(), seq_len=4, cache_dir=tmp_path)
     assert rows[np.array([0])]["tokens"].tolist() == [[2, 5, vocab_size - 1, 3]]
     assert (rows.path / "tokens.bin").stat().st_size == 4 * np.dtype(dtype).itemsize
+
+
+def test_one_special_token_for_everything(tmp_path):
+    """As of GPT-2: it begins, ends and fills up, and may stand in a text."""
+
+    class Single(Tokenizer):
+        pad_id = cls_id = sep_id = 9
+        special_ids = (9,)
+
+        def __init__(self):
+            self.vocab_size = 10
+            self.fingerprint = "single"
+
+        def encode_batch(self, texts, **_):
+            return [[int(c) for c in text] for text in texts]
+
+    rows = store.build(Texts(["12", "0", "394"]), Single(), seq_len=8, cache_dir=tmp_path)
+    batch = {name: column.tolist() for name, column in rows[np.arange(len(rows))].items()}
+    assert batch == {
+        "tokens": [[9, 1, 2, 9, 9, 0, 9, 9], [9, 3, 9, 4, 9, 9, 9, 9]],
+        "segment_ids": [[1, 1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 0, 0, 0]],
+        "positions": [[0, 1, 2, 3, 0, 1, 2, 0], [0, 1, 2, 3, 4, 0, 0, 0]],
+    }
+    assert rows.stats.unigram_entropy == pytest.approx(math.log(5))  # 0, 1, 2, 3, 4 once each
 
 
 def test_finished_store_is_reused(tokenizer, tmp_path):

@@ -57,7 +57,8 @@ def test_special_ids(trained):
     assert trained.pieces[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     ids = [trained.pad_id, trained.unk_id, trained.cls_id, trained.sep_id, trained.mask_id]
     assert ids == [0, 1, 2, 3, 4]
-    assert (trained.vocab_size, trained.num_special) == (340, 5)
+    assert (trained.vocab_size, trained.special_ids) == (340, (0, 1, 2, 3, 4))
+    assert (trained.prefix, trained.suffix, trained.mask_token) == ((2,), (3,), "[MASK]")
 
 
 def test_no_text_encodes_to_special_tokens(trained, exact):
@@ -112,6 +113,12 @@ def starts_word(tokenizer, ids):
 def test_every_word_begins_with_a_piece_of_its_own(trained):
     for text in corpus(50):
         assert sum(starts_word(trained, trained.encode(text))) == len(text.split())
+
+
+def test_word_start(trained):
+    ids = [2, *trained.encode("unseen mishotern 中"), 3]
+    starts = [i < 5 or trained.pieces[i].startswith("\u2581") for i in ids]
+    assert trained.word_start[ids].tolist() == starts and sum(starts) == 5
 
 
 def test_learns_the_frequent_words(trained):

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pretrain.models.heads import Classifier, LanguageModel, LMHead, pool
+from pretrain.models.families import language_model
+from pretrain.models.heads import Classifier, LMHead, pool
+from pretrain.models.transformer import Transformer
 from tests import tiny
 
 HIDDEN = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
@@ -24,7 +26,7 @@ def test_pools_look_at_real_positions_only():
 
 
 def test_what_is_behind_a_text_does_not_change_its_class():
-    model = Classifier(tiny.transformer(), 3, "mean", 0.0)
+    model = Classifier(Transformer(tiny.transformer()), 3, "mean", 0.0)
     tokens = np.array([[2, 9, 8, 7, 3, 0, 0, 0]], np.int32)
     batch = {"tokens": tokens, "segment_ids": (tokens > 0).astype(np.int32)}
     params = jax.jit(model.init)(jax.random.key(0), batch)
@@ -39,7 +41,7 @@ def test_what_is_behind_a_text_does_not_change_its_class():
 @pytest.mark.parametrize("transform", [True, False])
 def test_lm_head_is_tied_to_the_word_embedding(transform):
     config = tiny.transformer(head_transform=transform, head_bias=transform)
-    model = LanguageModel(config)
+    model = language_model("transformer", config)
     tokens = jnp.zeros((1, 8), jnp.int32)
     variables = jax.jit(lambda key: model.init(key, tokens, method="initialise"))(jax.random.key(0))
     params = jax.device_get(nn.unbox(variables)["params"])

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from pretrain import models
+from pretrain.errors import UserError
 from pretrain.models.transformer import (
     Attention,
     Transformer,
     TransformerConfig,
     attention_mask,
-    forward_flops,
+    layer_outputs,
 )
 from tests import tiny
 
@@ -26,11 +27,23 @@ MODERN = tiny.transformer(
     norm_position="pre", position="rotary", type_vocab_size=0, norm_bias=False, gated=True,
     bias=False,
 )  # fmt: skip
+MODERN_BERT = dataclasses.replace(
+    MODERN, first_norm=False, num_layers=4, local_window=3, global_every=3, rotary_base=160.0,
+)  # fmt: skip
+LLAMA = tiny.transformer(
+    norm="rms", norm_position="pre", position="rotary", type_vocab_size=0, embedding_norm=False,
+    causal=True, gated=True, activation="silu", bias=False, tied=False, head_transform=False,
+    num_heads=4, num_kv_heads=2, head_size=6,
+)  # fmt: skip
+ELECTRA = tiny.transformer(embedding_size=8, position_offset=2)
 GPT = tiny.transformer(
     norm_position="pre", causal=True, type_vocab_size=0, embedding_norm=False,
     activation="gelu_tanh", scale_residual_init=True,
 )  # fmt: skip
-SHAPES = {"bert": BERT, "modern": MODERN, "gpt": GPT}
+SHAPES = {
+    "bert": BERT, "modern": MODERN, "gpt": GPT, "modern_bert": MODERN_BERT, "llama": LLAMA,
+    "electra": ELECTRA,
+}  # fmt: skip
 
 
 @functools.cache
@@ -130,10 +143,11 @@ def test_attention_equals_numpy():
     config = dataclasses.replace(BERT, causal=True)
     mask = attention_mask(jnp.asarray(segments), True)
     positions = np.zeros((2, 6), np.int32)
-    module = Attention(config)
-    variables = nn.unbox(module.init(jax.random.key(0), x, mask, positions, True))
+    module, everywhere = Attention(config), jnp.zeros((), bool)
+    inputs = (x, everywhere, mask, positions, True)
+    variables = nn.unbox(module.init(jax.random.key(0), *inputs))
     params = jax.tree.map(lambda a: np.asarray(a) * 25 + 0.01, variables["params"])
-    got = module.apply({"params": params}, x, mask, positions, True)
+    got = module.apply({"params": params}, *inputs)
 
     q, k, v = (
         np.einsum("sbd,dhk->bhsk", x.swapaxes(0, 1), params[name]["kernel"])
@@ -181,16 +195,17 @@ def test_forward_flops_equal_the_compilers_count(name):
     XLA counts a causal model's masked pairs too.
     """
     config = dataclasses.replace(
-        SHAPES[name], hidden_size=64, num_heads=1, ffn_size=256, unroll=2, num_layers=2
-    )
+        SHAPES[name], hidden_size=64, num_heads=2, head_size=0, num_kv_heads=1, ffn_size=256,
+        unroll=2, num_layers=2, local_window=0,
+    )  # fmt: skip
     model, tokens = Transformer(config), jnp.zeros((2, 64), jnp.int32)
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens))["params"]
     lowered = jax.jit(lambda p, t: model.apply({"params": p}, t)).lower(params, tokens)
     counted = lowered.compile().cost_analysis()["flops"]
-    expected = 2 * forward_flops(dataclasses.replace(config, causal=False), 64)
+    expected = 2 * Transformer(dataclasses.replace(config, causal=False)).forward_flops(64)
     assert counted == pytest.approx(expected, rel=0.06)
     pairs = 64 * 63 // 2 if config.causal else 0
-    assert expected / 2 - forward_flops(config, 64) == 2 * 4 * 64 * pairs
+    assert expected / 2 - model.forward_flops(64) == 2 * 4 * 64 * pairs
 
 
 def test_every_field_of_the_config_is_used():
@@ -208,12 +223,65 @@ def test_layers_tell_their_hidden_states_and_attention_scores():
     """Those of the first layer are what a model of that layer alone gives."""
     params, _ = compiled(BERT)
     _, told = Transformer(BERT).apply({"params": params}, **BATCH, mutable=["intermediates"])
-    (states,) = told["intermediates"]["layers"]["hidden"]
+    states = layer_outputs(told["intermediates"])
     np.testing.assert_allclose(states[-1], hidden(BERT, BATCH), atol=1e-5)
     first = params | {"layers": jax.tree.map(lambda x: x[:1], params["layers"])}
     alone = Transformer(dataclasses.replace(BERT, num_layers=1)).apply({"params": first}, **BATCH)
     np.testing.assert_allclose(states[0], alone, atol=1e-5)
-    (scores,) = told["intermediates"]["layers"]["attention"]["attention_scores"]
+    scores = layer_outputs(told["intermediates"], "attention_scores")
     assert scores.shape == (2, 4, 2, 24, 24)
     seen = np.broadcast_to(attention_mask(BATCH["segment_ids"], causal=False), scores.shape[1:])
     assert (np.isfinite(scores[0]) & (scores[0] > -1e30) == seen).all()
+
+
+def test_a_first_layer_without_norm_is_told_before_the_others():
+    """Also that local layers see their window only: their scores say what was hidden."""
+    params, _ = compiled(MODERN_BERT)
+    _, told = Transformer(MODERN_BERT).apply({"params": params}, **BATCH, mutable=["intermediates"])
+    states = np.asarray(layer_outputs(told["intermediates"]))
+    assert states.shape == (4, 4, 24, 16)
+    final = np.asarray(params["final_norm"]["scale"]) * (
+        states[-1] - states[-1].mean(-1, keepdims=True)
+    )
+    final /= np.sqrt(np.var(states[-1], -1, keepdims=True) + MODERN_BERT.norm_eps)
+    np.testing.assert_allclose(final, hidden(MODERN_BERT, BATCH), rtol=1e-3, atol=1e-3)
+    seen = layer_outputs(told["intermediates"], "attention_scores") > -1e30
+    same = np.asarray(attention_mask(BATCH["segment_ids"], causal=False))
+    distance = np.abs(np.subtract.outer(np.arange(24), np.arange(24)))
+    for layer, window in enumerate((24, 3, 3, 24)):
+        expected = np.broadcast_to(same & (distance <= window), seen[layer].shape)
+        np.testing.assert_array_equal(seen[layer], expected)
+
+
+def test_local_attention_counts_the_pairs_of_its_window():
+    config = dataclasses.replace(MODERN_BERT, local_window=24)
+    apart = np.abs(np.subtract.outer(np.arange(24), np.arange(24)))
+    fewer = int((apart > 3).sum())
+    difference = Transformer(config).forward_flops(24) - Transformer(MODERN_BERT).forward_flops(24)
+    assert difference == 2 * fewer * 4 * 16, "two local layers"
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"num_heads": 3}, "num_heads: 3 does not divide hidden_size 16"),
+        ({"num_kv_heads": 3, "num_heads": 4}, "num_kv_heads: 3 does not divide num_heads 4"),
+        ({"position": "rotary", "head_size": 3}, "num_heads: 2 makes heads of odd size 3"),
+        ({"first_norm": False}, "first_norm: found False with norm_position 'post'"),
+        ({"activation": "swish"}, "activation: found 'swish', expected one of gelu, gelu_tanh"),
+        ({"norm": "batch"}, "norm: found 'batch', expected one of layer, rms"),
+        ({"embedding_size": 8, "head_transform": False}, "embedding_size: 8 is not hidden_size"),
+    ],
+)
+def test_options_that_make_no_model_are_refused(change, said):
+    with pytest.raises(UserError, match=f"config.model.{said}"):
+        dataclasses.replace(BERT, **change)
+
+
+def test_ids_outside_of_the_vocabulary_are_never_clamped():
+    """An error where ids are concrete, NaN in compiled code."""
+    tokens = np.full((1, 4), tiny.VOCAB, np.int32)
+    params, apply = compiled(BERT)
+    with pytest.raises(ValueError, match=f"word: ids from {tiny.VOCAB} to {tiny.VOCAB}, expected"):
+        Transformer(BERT).apply({"params": params}, tokens)
+    assert np.isnan(apply(tokens)).all()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pretrain.models.heads import LanguageModel
+from pretrain.models.families import language_model
 from pretrain.objectives.mlm import MaskedLM, choose_positions
 from tests import tiny
 
@@ -95,6 +95,26 @@ def test_of_the_chosen_80_10_10_become_mask_random_and_themselves(corrupted):
     assert set(swapped) == set(range(SPECIAL, tiny.VOCAB)), "every piece but the special ones"
 
 
+def test_special_ids_may_stand_anywhere():
+    """As of RoBERTa, whose mask is the last piece: none is masked, none is drawn, all else is."""
+    special = (0, 1, 7, 30, tiny.VOCAB - 1)
+    objective = dataclasses.replace(
+        MLM, mask_id=tiny.VOCAB - 1, special_ids=special, mask_prob=0.0, random_prob=1.0
+    )
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, tiny.VOCAB, (2000, 40)).astype(np.int32)
+    corrupt = jax.jit(objective.corrupt)
+    batch = jax.device_get(corrupt({"tokens": jnp.asarray(tokens)}, jax.random.key(4)))
+    drawn = batch["masked_weights"] > 0
+    places = np.arange(len(tokens))[:, None], batch["masked_positions"]
+    ordinary = set(range(tiny.VOCAB)) - set(special)
+    assert set(tokens[places][drawn]) == set(batch["tokens"][places][drawn]) == ordinary
+    counts = np.bincount(batch["tokens"][places][drawn], minlength=tiny.VOCAB)[sorted(ordinary)]
+    mean = counts.sum() / len(ordinary)
+    assert (np.abs(counts - mean) < 5 * math.sqrt(mean)).all(), "all equally often"
+    assert hash(objective) == hash(dataclasses.replace(objective))
+
+
 def test_masks_change_with_the_key(corrupted):
     tokens, batch = corrupted
     again = jax.device_get(jax.jit(MLM.corrupt)({"tokens": tokens}, jax.random.key(2)))
@@ -171,7 +191,9 @@ def test_train_flops_equal_the_compilers_count():
     config = tiny.transformer(
         num_layers=1, hidden_size=128, ffn_size=512, vocab_size=2048, num_heads=1
     )
-    objective = MaskedLM(LanguageModel(config), MASK, SPECIAL, 2048, 0.15, 0.8, 0.1)
+    objective = MaskedLM(
+        language_model("transformer", config), MASK, tiny.SPECIAL, 2048, 0.15, 0.8, 0.1
+    )
     batch = tiny.lm_batch(2, 128)
     batch = jax.eval_shape(objective.corrupt, batch, jax.random.key(0))
     params = nn.unbox(jax.eval_shape(objective.init, jax.random.key(0)))["params"]

@@ -1,0 +1,64 @@
+"""Denoising autoencoding: an encoder reads the masked text, a decoder writes the whole one."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from pretrain.errors import UserError
+from pretrain.models.encoder_decoder import shift_right
+from pretrain.objectives.base import Batch, Metrics
+from pretrain.objectives.language import weigh
+from pretrain.objectives.mlm import MaskedLM
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoising(MaskedLM):
+    """Masks as `MaskedLM`; the loss is that of every token of the original, with teacher forcing.
+
+    The "token masking" of BART (Lewis et al. 2020), the "BERT-style" objective of T5 (Raffel et al.
+    2020). ``accuracy`` counts every token, ``masked_accuracy`` those that were drawn.
+    """
+
+    name: ClassVar[str] = "denoising"
+    scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy", "masked_accuracy")
+
+    chunk_size: int
+
+    def __post_init__(self):
+        if (found := self.model.trunk.config.reads) != "decoder":
+            raise UserError(
+                f"config.model.reads: found {found!r} with objective.name {self.name!r}, expected "
+                "decoder"
+            )
+
+    def _mask(self, batch: Batch, rate: float, keys: jax.Array) -> Batch:
+        """Also adds ``targets [B, S]``, the original tokens."""
+        return super()._mask(batch, rate, keys) | {"targets": batch["tokens"]}
+
+    def metrics(self, params: dict, batch: Batch, **kwargs) -> Metrics:
+        segment_ids, targets = batch["segment_ids"], batch["targets"]
+        hidden = self.hidden(
+            params,
+            batch,
+            decoder_tokens=shift_right(
+                targets, segment_ids, self.model.trunk.config.decoder_start_id
+            ),
+            decoder_segment_ids=segment_ids,
+            decoder_positions=batch["positions"],
+            **kwargs,
+        )
+        losses, hits = self.cross_entropy(params, hidden, targets, self.chunk_size)
+        weights = weigh((segment_ids > 0).astype(jnp.float32), batch)
+        drawn = weigh(batch["masked_weights"], batch)
+        found = jnp.take_along_axis(hits, batch["masked_positions"], axis=1)
+        total = weights.sum()
+        return {
+            "loss": ((losses * weights).sum(), total),
+            "accuracy": ((hits * weights).sum(), total),
+            "masked_accuracy": ((found * drawn).sum(), drawn.sum()),
+        }
+
+    def train_flops(self, seq_len: int) -> float:
+        return 3.0 * self.model.forward_flops(seq_len, seq_len)
