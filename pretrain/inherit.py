@@ -21,6 +21,7 @@ from pretrain.surgery import FRESH, Surgery
 logger = logging.getLogger(__name__)
 
 REPORT = "surgery.txt"  # in the workdir: what became of every array
+LABEL_HEADS = ("classification_head/", "tagging_head/")
 SPECIAL = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")  # of a tokenizer
 
 
@@ -113,10 +114,23 @@ def inherit_params(
         names=surgery.dimension_names(boxed),
         rows=rows,
     )
+    _check_labels(init_from, task.encoder.label_names, report)
     workdir.mkdir(parents=True, exist_ok=True)
     write_text(workdir / REPORT, str(report))
     print(report.summary(), flush=True)
     return params
+
+
+def _check_labels(init_from: str, names: list[str], report: surgery.Report) -> None:
+    """`UserError` if a head was taken whose classes are others than those of the data."""
+    head = next((x.path for x in report.loaded if x.path.startswith(LABEL_HEADS)), "")
+    theirs = encoders.load(pathlib.Path(init_from)).label_names if head else names
+    if theirs != names:
+        raise UserError(
+            f"config.init_from: {init_from} has the labels {', '.join(theirs)}, expected those of "
+            f"data.train, {', '.join(names)}; config.surgery.rules '{head.split('/')[0]}/.* -> "
+            "fresh' would begin with a new head"
+        )
 
 
 def piece_rows(new: Any, old: Any) -> np.ndarray:

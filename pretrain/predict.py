@@ -7,7 +7,8 @@
 
 Each line is one text; each answer is one JSON object. A classifier gives probabilities, a tagger
 the entities (split into words at spaces, punctuation apart), a masked language model the likeliest
-pieces for each [MASK] ("\u2581" is the space before a word), a causal one a continuation.
+pieces for each [MASK] ("\u2581" is the space before a word), a causal one a continuation, a
+replaced-token detector each piece's probability of not being the original.
 """
 
 import pathlib
@@ -27,7 +28,7 @@ from pretrain.data.loader import Columns
 from pretrain.data.tokenizer import AnyTokenizer
 from pretrain.errors import UserError
 from pretrain.files import to_json
-from pretrain.models.heads import LanguageModel
+from pretrain.models.heads import Discriminator, LanguageModel
 
 MASK = "[MASK]"
 _WORD = re.compile(r"\w+(?:[.'\u2019-]\w+)*|[^\w\s]")
@@ -55,6 +56,8 @@ def predict(
     for text in texts:
         if task.encoder.task in ("mlm", "denoising"):
             yield {"text": text, "masks": fill(model, params, pieces, text, limit, top)}
+        elif task.encoder.task == "rtd":
+            yield {"text": text, "tokens": detect(model, params, pieces, text, limit)}
         else:
             key = jax.random.key(seed)
             yield {
@@ -80,8 +83,7 @@ def fill(
     ids += [*pieces.encode(last), pieces.sep_id]
     if not masked:
         raise UserError(f"text: no {' or '.join(sorted(masks))} in {text!r}")
-    if len(ids) > limit:
-        raise UserError(f"text: {len(ids)} tokens, expected at most the {limit} of a row")
+    _check_length(ids, limit)
     hidden = model.apply({"params": params}, jnp.array([ids]))
     logits = model.apply({"params": params}, hidden[0, np.array(masked)], method="logits")
     probabilities = np.array(jax.nn.softmax(logits[:, : pieces.vocab_size]))
@@ -89,6 +91,25 @@ def fill(
         [{"piece": pieces.pieces[i], "probability": float(row[i])} for i in np.argsort(-row)[:top]]
         for row in probabilities
     ]
+
+
+def detect(
+    model: Discriminator, params: dict, pieces: AnyTokenizer, text: str, limit: int
+) -> list[dict[str, Any]]:
+    """Each piece of ``text`` with the probability that it was put in place of another."""
+    ids = [pieces.cls_id, *pieces.encode(text), pieces.sep_id]
+    _check_length(ids, limit)
+    logits = model.apply({"params": params}, jnp.array([ids]))[0, 1:-1]
+    replaced = np.array(jax.nn.sigmoid(logits)).tolist()
+    return [
+        {"piece": pieces.pieces[i], "replaced": probability}
+        for i, probability in zip(ids[1:-1], replaced, strict=True)
+    ]
+
+
+def _check_length(ids: Sequence[int], limit: int) -> None:
+    if len(ids) > limit:
+        raise UserError(f"text: {len(ids)} tokens, expected at most the {limit} of a row")
 
 
 def sample(

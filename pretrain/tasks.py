@@ -130,7 +130,7 @@ def make_objective(config: Reader, encoder: Encoder, share: float = 1.0) -> Obje
         _check_objective(config, options)
         trunk = FAMILIES[config.model.name].backbone(options)
         if name == "classify":
-            pool = _pool(config, options)
+            pool = pooling(config, options)
             model = Classifier(trunk, num_classes, pool, objective.head_dropout)
         elif name == "tag":
             model = Tagger(trunk, num_classes, objective.head_dropout, objective.pooler)
@@ -253,18 +253,18 @@ def _check_objective(config: Reader, options: Any) -> None:
         )
 
 
-def _pool(config: Reader, options: Any) -> str:
+def pooling(config: Reader, options: Any) -> str:
     """How the classifier of ``config`` makes one vector of a row."""
     _check(config.objective, "objective.pool", ("", *POOLS))
-    found = config.objective.pool or ("last" if options.causal else "first")
-    where = found
+    forward = options.causal or getattr(options, "reads", "") == "decoder"
+    where = found = config.objective.pool or ("last" if forward else "first")
     if found == "pooler":
         _check(config.model, "model.pooler", POOLERS)
         where = POOLERS[options.pooler].position
-    if options.causal and where == "first":
+    if forward and where == "first":
         raise UserError(
-            f"config.objective.pool: found {found!r} with a causal model, whose first "
-            "position sees nothing of the text; expected last or mean"
+            f"config.objective.pool: found {found!r} with a causal model or a decoder, whose "
+            "first position sees nothing of the text; expected last or mean"
         )
     return found
 

@@ -58,7 +58,7 @@ def write_data(folder: pathlib.Path) -> None:
 
 def overrides(name: str, arg: str, data: pathlib.Path) -> dict:
     """What makes the shipped config ``name:arg`` small and local."""
-    raw = dict.fromkeys(("bert", "gpt", "bart"), "txt")
+    raw = dict.fromkeys(("bert", "gpt", "bart", "electra"), "txt")
     suffix = raw.get(name, "conll" if "ner" in (name, arg) else "tsv")
     changes = {"cache_dir": str(data / "cache"), "evals.batch_size": 16}
     if suffix == "txt":

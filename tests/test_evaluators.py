@@ -23,6 +23,10 @@ class Table:
     name: str
     seq_len: ClassVar[int] = 6
 
+    @property
+    def scores(self) -> tuple[str, ...]:
+        return ("loss", "perplexity") + ("bits_per_byte",) * (self.name == "causal")
+
     def predict(self, params: jax.Array, batch: dict) -> Any:
         if self.name == "classify":
             return params[batch["tokens"][:, 1]]

@@ -272,3 +272,22 @@ def test_pieces_share_rows():
     old = pieces("[PAD]", "[CLS]", "the", "cat", "", pad_id=0, cls_id=1)
     new = pieces("<s>", "cat", "dog", "[PAD]", "the", "", "", cls_id=0, pad_id=4)
     assert inherit.piece_rows(new, old).tolist() == [1, 3, FRESH, 0, 2, FRESH, FRESH]
+
+
+def test_a_head_for_other_labels_is_refused(small_run, small_data, tmp_path, capsys):
+    """As many classes, other names: its columns would mean something else in silence."""
+    source = small_run("classify", "tiny")
+    data = (small_data / "train.tsv").read_text().replace("\tplants", "\taliens")
+    (tmp_path / "other.tsv").write_text(data)
+    changes = {"init_from": str(source), "data__train": str(tmp_path / "other.tsv")}
+    changes |= {"data__validation": "", "data__test": "", "checkpoint__best": ""}
+    said = r"labels animals, numbers, plants, expected those of data\.train, aliens, animals, num"
+    with pytest.raises(UserError, match=said):
+        trained(changes, small_data, tmp_path / "a", capsys, "classify", "tiny")
+    assert not (tmp_path / "a").exists()
+    changes["surgery__rules"] = "classification_head/.* -> fresh"
+    params, _ = trained(changes, small_data, tmp_path / "b", capsys, "classify", "tiny")
+    theirs = params_of(source)
+    kernel = "classification_head/kernel"
+    assert not np.array_equal(params[kernel], theirs[kernel])
+    np.testing.assert_array_equal(params["trunk/word/embedding"], theirs["trunk/word/embedding"])

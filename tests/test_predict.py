@@ -17,10 +17,10 @@ from tests import small_runs, tiny
 def untrained(small_data, tmp_path_factory):
     """``name`` of a config -> workdir of a language model with its initial parameters."""
 
-    def make(name, **changes):
+    def make(name, arg="tiny,seq=32", **changes):
         workdir = tmp_path_factory.mktemp(name)
         changes = {"model__init_std": 0.5} | changes
-        config = small_runs.config(name, small_data, "tiny,seq=32", **changes)
+        config = small_runs.config(name, small_data, arg, **changes)
         task = tasks.build(configs.Reader(config))
         task.encoder.save(workdir)
         write_json(workdir / tasks.CONFIG, config.to_dict())
@@ -108,3 +108,18 @@ def test_a_causal_model_continues_a_text(untrained):
     (other,) = predict(workdir, ["the cat"], tokens=5, seed=1)
     assert first == again and first["continuation"] and longer["continuation"]
     assert other["continuation"] != first["continuation"]
+
+
+def test_a_replaced_token_detector_tells_of_every_piece(untrained):
+    workdir = untrained("electra", "small,seq=32")
+    (record,) = predict(workdir, ["the cat sees"])
+    _, task = tasks.restore(workdir)
+    pieces, model = task.encoder.tokenizer, task.objective.model
+    ids = [2, *pieces.encode("the cat sees"), 3]
+    params, _ = load_params(workdir, tiny.mesh())
+    logits = np.asarray(model.apply({"params": params}, np.array([ids])))[0, 1:-1]
+    assert [token["piece"] for token in record["tokens"]] == [pieces.pieces[i] for i in ids[1:-1]]
+    expected = (1 / (1 + np.exp(-logits))).tolist()
+    assert [token["replaced"] for token in record["tokens"]] == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(UserError, match="tokens, expected at most the 32 of a row"):
+        list(predict(workdir, ["cat " * 40]))

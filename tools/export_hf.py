@@ -52,7 +52,7 @@ def export(workdir: pathlib.Path, directory: pathlib.Path) -> str:
     objective = config.objective.name
     given = {"head": OBJECTIVE_HEADS[objective], "label_names": about["label_names"]}
     if objective == "classify":
-        given["pool"] = config.objective.pool or ("last" if options.causal else "first")
+        given["pool"] = tasks.pooling(config, options)
     if objective in ("classify", "tag"):
         given["head_dropout"] = config.objective.head_dropout
     if pieces is not None:

@@ -53,13 +53,18 @@ def test_all_eligible_positions_are_equally_likely():
     assert (np.abs(counts[np.arange(32) % 4 > 0] - 4000 * share) < bound).all()
 
 
+def rows_of(tokens):
+    """A batch without padding."""
+    return {"tokens": jnp.asarray(tokens), "segment_ids": jnp.ones(tokens.shape, jnp.int32)}
+
+
 @pytest.fixture(scope="module")
 def corrupted():
     """Many rows with special tokens at the ends and padding, before and after."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(SPECIAL, tiny.VOCAB, (512, 64)).astype(np.int32)
     tokens[:, 0], tokens[:, 50], tokens[:, 51:] = 2, 3, 0
-    batch = {"tokens": jnp.asarray(tokens)}
+    batch = rows_of(tokens)
     return tokens, jax.device_get(jax.jit(PADDED.corrupt)(batch, jax.random.key(2)))
 
 
@@ -104,7 +109,7 @@ def test_special_ids_may_stand_anywhere():
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, tiny.VOCAB, (2000, 40)).astype(np.int32)
     corrupt = jax.jit(objective.corrupt)
-    batch = jax.device_get(corrupt({"tokens": jnp.asarray(tokens)}, jax.random.key(4)))
+    batch = jax.device_get(corrupt(rows_of(tokens), jax.random.key(4)))
     drawn = batch["masked_weights"] > 0
     places = np.arange(len(tokens))[:, None], batch["masked_positions"]
     ordinary = set(range(tiny.VOCAB)) - set(special)
@@ -115,10 +120,21 @@ def test_special_ids_may_stand_anywhere():
     assert hash(objective) == hash(dataclasses.replace(objective))
 
 
+def test_padding_with_the_id_of_a_piece_is_never_masked():
+    """A tokenizer without a padding token pads with some other id: segment ids tell."""
+    tokens = jnp.full((64, 24), 9, jnp.int32)
+    segment_ids = jnp.broadcast_to((jnp.arange(24) < 10).astype(jnp.int32), tokens.shape)
+    batch = {"tokens": tokens, "segment_ids": segment_ids}
+    batch = jax.device_get(jax.jit(MLM.corrupt)(batch, jax.random.key(5)))
+    drawn = batch["masked_weights"] > 0
+    assert drawn.any() and (batch["masked_positions"][drawn] < 10).all()
+    assert (batch["tokens"][:, 10:] == 9).all()
+
+
 def test_masks_change_with_the_key(corrupted):
     tokens, batch = corrupted
-    again = jax.device_get(jax.jit(MLM.corrupt)({"tokens": tokens}, jax.random.key(2)))
-    other = jax.device_get(jax.jit(MLM.corrupt)({"tokens": tokens}, jax.random.key(3)))
+    again = jax.device_get(jax.jit(MLM.corrupt)(rows_of(tokens), jax.random.key(2)))
+    other = jax.device_get(jax.jit(MLM.corrupt)(rows_of(tokens), jax.random.key(3)))
     np.testing.assert_array_equal(again["masked_positions"], batch["masked_positions"])
     assert (other["masked_positions"] != batch["masked_positions"]).mean() > 0.5
     assert (batch["masked_positions"][0] != batch["masked_positions"][1]).any()

