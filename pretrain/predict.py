@@ -28,6 +28,7 @@ from pretrain.data.loader import Columns
 from pretrain.data.tokenizer import AnyTokenizer
 from pretrain.errors import UserError
 from pretrain.files import to_json
+from pretrain.models.encoder_decoder import EncoderDecoder, shift_right
 from pretrain.models.heads import Discriminator, LanguageModel
 
 MASK = "[MASK]"
@@ -84,13 +85,29 @@ def fill(
     if not masked:
         raise UserError(f"text: no {' or '.join(sorted(masks))} in {text!r}")
     _check_length(ids, limit)
-    hidden = model.apply({"params": params}, jnp.array([ids]))
-    logits = model.apply({"params": params}, hidden[0, np.array(masked)], method="logits")
-    probabilities = np.array(jax.nn.softmax(logits[:, : pieces.vocab_size]))
+    logits = _mask_logits(model, params, ids, masked)[:, : pieces.vocab_size]
+    probabilities = np.array(jax.nn.softmax(logits))
     return [
         [{"piece": pieces.pieces[i], "probability": float(row[i])} for i in np.argsort(-row)[:top]]
         for row in probabilities
     ]
+
+
+def _mask_logits(
+    model: LanguageModel, params: dict, ids: Sequence[int], masked: Sequence[int]
+) -> jax.Array:
+    """``[masks, V]``. A decoder writes the text: it reads its best piece for each earlier mask."""
+    rows, written, logits = jnp.array([ids]), list(ids), []
+    if not isinstance(model.trunk, EncoderDecoder):
+        hidden = model.apply({"params": params}, rows)[0, np.array(masked)]
+        return model.apply({"params": params}, hidden, method="logits")
+    start = model.trunk.config.decoder_start_id
+    for place in masked:
+        before = shift_right(jnp.array([written]), jnp.ones_like(rows), start)
+        hidden = model.apply({"params": params}, rows, decoder_tokens=before)[0, place]
+        logits.append(model.apply({"params": params}, hidden, method="logits"))
+        written[place] = int(logits[-1].argmax())
+    return jnp.stack(logits)
 
 
 def detect(

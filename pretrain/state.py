@@ -5,6 +5,7 @@ shapes), so that runs in one process that differ only in data, seed or length co
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -172,14 +173,18 @@ def predict_fn(objective: Objective, mesh: Mesh):
     return run
 
 
+def is_embedding(path: Sequence[str]) -> bool:
+    """Whether an array is a table, or an output matrix over the vocabulary that is not one."""
+    head, inner, name = path[0], path[1:-1], path[-1]
+    output = head == "lm_head" and name == "kernel" and all(x.startswith("output") for x in inner)
+    return name == "embedding" or output
+
+
 def count_params(params: Any) -> dict[str, int]:
-    """Numbers of parameters: total, in tables and vocabulary matrices, and the rest."""
+    """Numbers of parameters: total, of the kind `is_embedding`, and the rest."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     total = sum(leaf.size for _, leaf in leaves)
-    names = [[entry.key for entry in path] for path, _ in leaves]
     embedding = sum(
-        leaf.size
-        for name, (_, leaf) in zip(names, leaves, strict=True)
-        if name[-1] == "embedding" or name[-2:] == ["lm_head", "kernel"]
+        leaf.size for path, leaf in leaves if is_embedding([entry.key for entry in path])
     )
     return {"total": total, "embedding": embedding, "other": total - embedding}

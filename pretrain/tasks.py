@@ -256,15 +256,15 @@ def _check_objective(config: Reader, options: Any) -> None:
 def pooling(config: Reader, options: Any) -> str:
     """How the classifier of ``config`` makes one vector of a row."""
     _check(config.objective, "objective.pool", ("", *POOLS))
-    forward = options.causal or getattr(options, "reads", "") == "decoder"
-    where = found = config.objective.pool or ("last" if forward else "first")
+    writes = options.causal or getattr(options, "reads", "") == "decoder"
+    where = found = config.objective.pool or ("last" if writes else "first")
     if found == "pooler":
         _check(config.model, "model.pooler", POOLERS)
         where = POOLERS[options.pooler].position
-    if forward and where == "first":
+    if options.causal and where == "first":
         raise UserError(
-            f"config.objective.pool: found {found!r} with a causal model or a decoder, whose "
-            "first position sees nothing of the text; expected last or mean"
+            f"config.objective.pool: found {found!r} with a causal model, whose first "
+            "position sees nothing of the text; expected last or mean"
         )
     return found
 

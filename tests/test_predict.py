@@ -123,3 +123,22 @@ def test_a_replaced_token_detector_tells_of_every_piece(untrained):
     assert [token["replaced"] for token in record["tokens"]] == pytest.approx(expected, rel=1e-4)
     with pytest.raises(UserError, match="tokens, expected at most the 32 of a row"):
         list(predict(workdir, ["cat " * 40]))
+
+
+def test_a_denoising_decoder_reads_what_it_wrote_for_earlier_masks(untrained):
+    workdir = untrained("bart")
+    (record,) = predict(workdir, ["the [MASK] and [MASK]"], top=1)
+    _, task = tasks.restore(workdir)
+    pieces, model = task.encoder.tokenizer, task.objective.model
+    ids = [2, *pieces.encode("the "), 4, *pieces.encode(" and "), 4, 3]
+    params, _ = load_params(workdir, tiny.mesh())
+    written = list(ids)
+    for place, candidates in zip((ids.index(4), len(ids) - 2), record["masks"], strict=True):
+        before = np.array([[model.trunk.config.decoder_start_id, *written[:-1]]])
+        hidden = model.apply({"params": params}, np.array([ids]), decoder_tokens=before)
+        logits = model.apply({"params": params}, hidden, method="logits")[0, place]
+        assert candidates[0]["piece"] == pieces.pieces[int(logits.argmax())]
+        probability = float(jax.nn.softmax(logits).max())
+        assert candidates[0]["probability"] == pytest.approx(probability, rel=1e-3)
+        written[place] = int(logits.argmax())
+    assert 4 not in written

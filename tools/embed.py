@@ -11,6 +11,7 @@ A text longer than the model's positions is cut into windows, whose pooled vecto
 with `--tokens` it is an error.
 """
 
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -43,16 +44,28 @@ class Embedder:
       workdir: of a training run or an import.
       layer: 0 the embeddings, 1 ... L the output of a layer, -1 the final hidden states.
       batch_size: rows at a time; rounded up to the number of devices.
+      encoder: the encoder's states of an encoder-decoder; default: those that its heads read.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, layer: int = FINAL, batch_size: int = 32):
-        config, encoder = tasks.read_config(workdir), encoders.load(workdir)
-        self.tokenizer = encoder.tokenizer
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        layer: int = FINAL,
+        batch_size: int = 32,
+        encoder: bool = False,
+    ):
+        config = tasks.read_config(workdir)
+        self.tokenizer = encoders.load(workdir).tokenizer
         if self.tokenizer is None:
             raise UserError(
                 f"--workdir: {workdir} has no tokenizer; expected that of a transformer"
             )
         options = tasks.backbone_options(config, self.tokenizer)
+        if encoder:
+            if not hasattr(options, "reads"):
+                raise UserError(f"--encoder: {workdir} holds no encoder-decoder; expected one")
+            options = dataclasses.replace(options, reads="encoder")
         self._stack = getattr(options, "reads", "")  # of an encoder-decoder
         last = options.decoder_layers if self._stack == "decoder" else options.num_layers
         if not FINAL <= layer <= last:
@@ -166,7 +179,10 @@ def main() -> None:
     texts = path.read_text(encoding="utf-8").split("\n")
     texts = [text.rstrip("\r") for text in (texts[:-1] if texts[-1] == "" else texts)]
     embedder = Embedder(
-        pathlib.Path(values.workdir), layer=values.layer, batch_size=values.batch_size
+        pathlib.Path(values.workdir),
+        layer=values.layer,
+        batch_size=values.batch_size,
+        encoder=values.encoder,
     )
     if values.tokens:
         vectors, ids, offsets = embedder.tokens(texts)
@@ -188,5 +204,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("layer", FINAL, "0: embeddings; 1 to L: a layer; -1: the last, normed.")
     flags.DEFINE_bool("tokens", False, "A vector a token instead of one a text.")
     flags.DEFINE_bool("normalize", False, "Texts' vectors of length 1.")
+    flags.DEFINE_bool("encoder", False, "Of an encoder-decoder: the states of its encoder.")
     flags.DEFINE_integer("batch_size", 32, "Rows at a time.")
     cli.main(main, __doc__)

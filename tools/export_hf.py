@@ -42,6 +42,11 @@ def export(workdir: pathlib.Path, directory: pathlib.Path) -> str:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"DST_DIR: {directory} exists and is not empty; expected a new folder")
     config = tasks.read_config(workdir)
+    if "model_type" in config:
+        raise UserError(
+            f"WORKDIR: {workdir} is a Hugging Face checkpoint, expected the workdir of a run "
+            "(tools.import_hf makes one of it)"
+        )
     if config.model.name == "linear":
         raise UserError("config.model.name: found 'linear', expected a transformer")
     about = read_json(workdir / encoders.ABOUT)
@@ -57,6 +62,9 @@ def export(workdir: pathlib.Path, directory: pathlib.Path) -> str:
         given["head_dropout"] = config.objective.head_dropout
     if pieces is not None:
         given["special_ids"] = special_ids(pieces)
+    elif (workdir / tasks.RESULT).is_file():  # a checkpoint that came without a tokenizer
+        imported = read_json(workdir / tasks.RESULT).get("imported", {})
+        given["special_ids"] = imported.get("special_ids")
     with atomic_directory(directory) as building:
         architecture = hf.save(building, options, params, **given)
         if pieces is not None:

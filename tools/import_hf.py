@@ -104,6 +104,7 @@ def import_checkpoint(
             "architecture": loaded.architecture,
             "tensors": len(loaded.used),
             "unused": loaded.unused,
+            "special_ids": _special_ids(loaded) if pieces is None else {},
         },
         "scores": {},
         "selection": {"metric": None, "step": 0},
@@ -152,15 +153,33 @@ def _config(loaded: hf.reading.Loaded, objective: str, seq_len: int, label: str)
         config.objective.pool = loaded.family.pool
     if objective == "tag":
         config.objective.pooler = loaded.family.tag_pooler
-    if loaded.label_names:
-        values = (loaded.config.get(key) for key in loaded.family.head_dropout)
-        rate = next((value for value in values if value is not None), None)
-        config.objective.head_dropout = float(rate or 0.0)
+    if objective in ("classify", "tag"):
+        config.objective.head_dropout = _head_dropout(loaded)
     config.label = label or loaded.architecture
     config.data.train = config.data.validation = ""
     config.train.seq_len = seq_len
     configs.check(config)
     return config
+
+
+def _head_dropout(loaded: hf.reading.Loaded) -> float:
+    """Before the head's last layer, as the class of transformers has it."""
+    if loaded.head == "classification_head" and loaded.family.pool == "last":
+        return 0.0  # a plain matrix, whatever config.json says for taggers
+    defaults = loaded.family.head_dropout
+    values = (loaded.config.get(key, default) for key, default in defaults.items())
+    key, rate = next(
+        (pair for pair in zip(defaults, values, strict=True) if pair[1] is not None), ("", 0.0)
+    )
+    if not isinstance(rate, int | float):
+        raise UserError(f"{CONFIG}: {key}: found {rate!r}, expected float")
+    return float(rate)
+
+
+def _special_ids(loaded: hf.reading.Loaded) -> dict[str, int]:
+    """Those of config.json, which an export keeps where no tokenizer says them."""
+    ids = {f"{name}_token_id" for name in ("pad", "bos", "eos", "sep", "cls")}
+    return {key: i for key, i in loaded.config.items() if key in ids and isinstance(i, int)}
 
 
 def _tokenizer(source: pathlib.Path, loaded: hf.reading.Loaded) -> tokenizer.AnyTokenizer | None:

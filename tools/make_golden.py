@@ -30,12 +30,17 @@ ELECTRA = BERT | dict(embedding_size=8)
 MODERNBERT = dict(
     vocab_size=VOCAB, hidden_size=16, num_hidden_layers=4, num_attention_heads=4,
     intermediate_size=20, max_position_embeddings=20, local_attention=8,
-    global_attn_every_n_layers=3, pad_token_id=0, reference_compile=False,
+    global_attn_every_n_layers=3, global_rope_theta=900.0, local_rope_theta=50.0, norm_eps=1e-2,
+    pad_token_id=0, reference_compile=False,
 )  # fmt: skip
+MODERNBERT_OTHER = MODERNBERT | dict(
+    norm_bias=True, decoder_bias=False, tie_word_embeddings=False, global_attn_every_n_layers=2
+)
 GPT2 = dict(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=4, n_positions=20, pad_token_id=0)
 LLAMA = dict(
     vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, intermediate_size=32, max_position_embeddings=20, pad_token_id=0,
+    rope_theta=50.0, rms_norm_eps=1e-2,
 )  # fmt: skip
 MOBILEBERT = dict(
     vocab_size=VOCAB, hidden_size=24, embedding_size=8, num_hidden_layers=2,
@@ -89,7 +94,15 @@ CASES = {
     "electra-classify": ("ElectraForSequenceClassification", BERT | dict(embedding_size=16)),
     "electra-tag": ("ElectraForTokenClassification", ELECTRA),
     "modernbert-mlm": ("ModernBertForMaskedLM", MODERNBERT),
-    "modernbert-classify": ("ModernBertForSequenceClassification", MODERNBERT),
+    "modernbert-other": ("ModernBertForMaskedLM", MODERNBERT_OTHER),
+    "modernbert-classify": (
+        "ModernBertForSequenceClassification",
+        MODERNBERT | dict(norm_bias=True),
+    ),
+    "modernbert-mean": (
+        "ModernBertForSequenceClassification",
+        MODERNBERT | dict(classifier_pooling="mean"),
+    ),
     "modernbert-tag": ("ModernBertForTokenClassification", MODERNBERT),
     "gpt2-lm": ("GPT2LMHeadModel", GPT2),
     "gpt2-classify": ("GPT2ForSequenceClassification", GPT2),

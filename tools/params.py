@@ -27,7 +27,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pretrain import cli, tasks
+from pretrain import cli, state, tasks
 from pretrain import config as configs
 from pretrain.errors import UserError
 
@@ -47,6 +47,7 @@ class Pieces:
     """The part of a tokenizer that models need."""
 
     vocab_size: int
+    pad_id: int = 0
     mask_id: int = 4
     special_ids: tuple[int, ...] = (0, 1, 2, 3, 4)
 
@@ -91,8 +92,7 @@ def leaves(objective: Any) -> list[Leaf]:
         boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
     ):
         *module, name = (key.key for key in path)
-        vocabulary = "vocab" in box.names and len(box.value.shape) > 1
-        embedding = name == "embedding" or vocabulary
+        embedding = state.is_embedding((*module, name))
         found.append(Leaf("/".join(module), name, tuple(box.value.shape), embedding))
     return found
 

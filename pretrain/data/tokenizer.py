@@ -123,7 +123,9 @@ class Tokenizer:
         if found != SPECIAL_PIECES or not self._processor.is_control(self.mask_id):
             raise UserError(
                 f"tokenizer: {name} starts with the pieces {', '.join(found)}; expected "
-                f"{', '.join(SPECIAL_PIECES)} (tools/tokenizer.py makes such a model)"
+                f"{', '.join(SPECIAL_PIECES)} (tools/tokenizer.py makes such a model; of that of a "
+                "Hugging Face checkpoint, transformers.AutoTokenizer.from_pretrained(SRC_DIR)."
+                "save_pretrained(NEW_DIR) makes a tokenizer.json)"
             )
         self.fingerprint: str = hashlib.sha256(model).hexdigest()
 

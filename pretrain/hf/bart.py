@@ -38,6 +38,7 @@ DEFAULTS = {  # of their class
     "decoder_ffn_dim": 4096,
     "activation_function": "gelu",
 }
+ONLY = {"tie_word_embeddings": True, "is_encoder_decoder": True}
 FIXED = dict(  # what makes an encoder-decoder BART
     position="learned", position_offset=2, norm="layer", norm_position="post", norm_eps=1e-5,
     embedding_norm=True, scale_scores=True, gated=False, bias=True, pooler="bart", tied=True,
@@ -48,8 +49,7 @@ ROW = Layout(inputs=0, transposed=False)  # a vector that they keep as a matrix 
 
 def from_hf(config: dict[str, Any]) -> EncoderDecoderConfig:
     """Refuses stacks that differ in more than their number of layers."""
-    only = {"tie_word_embeddings": True, "is_encoder_decoder": True}
-    given = read_options(config, DEFAULTS, only)
+    given = read_options(config, DEFAULTS, ONLY)
     for name in ("attention_heads", "ffn_dim"):
         if (found := given[f"decoder_{name}"]) != given[f"encoder_{name}"]:
             raise UserError(
@@ -117,5 +117,5 @@ FAMILY = Family(
         "lm_head.weight": "model.shared.weight",
     },
     pool="pooler",
-    head_dropout=("classifier_dropout",),
+    head_dropout={"classifier_dropout": 0.0},
 )

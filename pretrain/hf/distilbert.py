@@ -98,5 +98,5 @@ FAMILY = Family(
     tensors=_tensors,
     ignored=(r"embeddings\.position_ids$",),
     tied={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
-    head_dropout=("seq_classif_dropout", "dropout"),
+    head_dropout={"seq_classif_dropout": 0.2},
 )

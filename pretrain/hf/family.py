@@ -27,10 +27,12 @@ class Family:
       accepts: further architectures and the head that we take from them.
       ignored: patterns of tensors that hold no parameters, such as ``position_ids``.
       tied: tensors that repeat another one, in some files: their name to that of the other.
+      copied: those of ``tied`` that are written too, as ``from_pretrained`` takes them from there.
       bare: heads whose checkpoints lack the prefix ``base``; always that without a head.
       pool: ``objective.pool`` of its classifiers.
       tag_pooler: ``objective.pooler`` of its taggers.
-      head_dropout: keys for the dropout before a head's last layer; the first that is set counts.
+      head_dropout: keys for the dropout before a head's last layer with the class's defaults; the
+        first that is not None counts.
     """
 
     model_type: str
@@ -43,10 +45,13 @@ class Family:
     accepts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    copied: tuple[str, ...] = ()
     bare: tuple[str, ...] = ("",)
     pool: str = "pooler"
     tag_pooler: bool = False
-    head_dropout: tuple[str, ...] = ("classifier_dropout", "hidden_dropout_prob")
+    head_dropout: Mapping[str, float | None] = dataclasses.field(
+        default_factory=lambda: {"classifier_dropout": None, "hidden_dropout_prob": 0.1}
+    )
 
 
 def read_options(
@@ -55,6 +60,8 @@ def read_options(
     only: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The options of a config.json that ``defaults`` names, with those of transformers' class.
+
+    A default of None stands for an optional int.
 
     ``only``: further options with the one value, or the tuple of values, that our model implements;
     absent ones are fine. `UserError` names the option, what was found, and what is expected.
@@ -69,11 +76,13 @@ def read_options(
             )
     options = {key: config.get(key, default) for key, default in defaults.items()}
     for key, value in options.items():
-        kind = type(defaults[key])
+        if value is None and defaults[key] is None:
+            continue
+        kind = int if defaults[key] is None else type(defaults[key])
         fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             options[key], fits = float(value), True
-        if not fits and defaults[key] is not None:
+        if not fits:
             raise UserError(f"{CONFIG}: {key}: found {value!r}, expected {kind.__name__}")
     return options
 

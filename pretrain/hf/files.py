@@ -107,8 +107,10 @@ def _find(directory: pathlib.Path) -> pathlib.Path | dict[str, pathlib.Path]:
     if found:
         raise UserError(
             f"{directory}: found {found[0]}, expected {WEIGHTS}; only safetensors are read. "
-            "Convert it where torch and transformers are installed: AutoModelForPreTraining."
-            "from_pretrained(SRC_DIR).save_pretrained(NEW_DIR, safe_serialization=True)"
+            "Convert it where torch and transformers are installed: config = transformers."
+            "AutoConfig.from_pretrained(SRC_DIR); getattr(transformers, config.architectures[0])."
+            "from_pretrained(SRC_DIR).save_pretrained(NEW_DIR, safe_serialization=True); "
+            "transformers.AutoTokenizer.from_pretrained(SRC_DIR).save_pretrained(NEW_DIR)"
         )
     raise UserError(f"{directory}: no {WEIGHTS} and no {INDEX}, expected one of them")
 

@@ -110,5 +110,5 @@ FAMILY = Family(
     ignored=(r"(^|\.)h\.\d+\.attn\.(masked_)?bias$",),
     tied={"lm_head.weight": "transformer.wte.weight"},
     pool="last",
-    head_dropout=("classifier_dropout", "hidden_dropout"),
+    head_dropout={"classifier_dropout": None, "hidden_dropout": 0.1},
 )

@@ -119,5 +119,5 @@ FAMILY = Family(
     ignored=(r"rotary_emb\.inv_freq$",),
     tied={"lm_head.weight": "model.embed_tokens.weight"},
     pool="last",
-    head_dropout=("classifier_dropout", "hidden_dropout"),
+    head_dropout={"classifier_dropout": None, "hidden_dropout": 0.1},
 )

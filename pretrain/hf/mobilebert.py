@@ -24,6 +24,7 @@ SIZES = {  # theirs, whose class has our defaults, to ours
     "hidden_dropout_prob": "dropout",
     "attention_probs_dropout_prob": "attention_dropout",
 }
+ONLY = {"use_bottleneck": True, "trigram_input": True, "is_decoder": False}
 NORMS = {"no_norm": "none", "layer_norm": "layer"}
 OUTER_NORM_EPS = 1e-5  # their class forgets layer_norm_eps at these layer norms
 
@@ -38,8 +39,7 @@ def from_hf(config: dict[str, Any]) -> MobileBertConfig:
         "key_query_shared_bottleneck": True,
         "classifier_activation": True,
     }
-    only = {"use_bottleneck": True, "trigram_input": True, "is_decoder": False}
-    given = read_options(config, defaults, only)
+    given = read_options(config, defaults, ONLY)
     attention_input = "full"
     if given["use_bottleneck_attention"]:
         attention_input = "bottleneck"
@@ -127,4 +127,5 @@ FAMILY = Family(
         "cls.predictions.decoder.weight": "mobilebert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
+    head_dropout={"classifier_dropout": None, "hidden_dropout_prob": 0.0},
 )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pretrain.errors import UserError
-from pretrain.hf.family import ACTIVATIONS, CONFIG, TO_ACTIVATIONS, Family, one_of, read_options
+from pretrain.hf.family import CONFIG, TO_ACTIVATIONS, Family, one_of, read_options
 from pretrain.hf.tensors import LINEAR_2, Tensor, linear, norm
 from pretrain.hf.trunk import transformer
 from pretrain.models.transformer import TransformerConfig
@@ -14,7 +14,6 @@ DEFAULTS = {  # of transformers.ModernBertConfig
     "intermediate_size": 1152,
     "num_hidden_layers": 22,
     "num_attention_heads": 12,
-    "hidden_activation": "gelu",
     "max_position_embeddings": 8192,
     "initializer_range": 0.02,
     "norm_eps": 1e-5,
@@ -23,7 +22,7 @@ DEFAULTS = {  # of transformers.ModernBertConfig
     "attention_dropout": 0.0,
     "global_attn_every_n_layers": 3,
     "local_attention": 128,
-    "local_rope_theta": None,  # that of the global layers; the class has 10000
+    "local_rope_theta": 10_000.0,  # None: that of the global layers
     "mlp_dropout": 0.0,
     "decoder_bias": True,
     "classifier_pooling": "cls",
@@ -39,14 +38,15 @@ ONLY = {
 }
 POOLERS = {"cls": "modernbert", "mean": "modernbert_mean"}
 TO_POOLING = {ours: theirs for theirs, ours in POOLERS.items()}
-LOCAL_ROPE_THETA = 10_000.0
 
 
 def _from_hf(config: dict[str, Any]) -> TransformerConfig:
-    options = read_options({"local_rope_theta": LOCAL_ROPE_THETA} | config, DEFAULTS, ONLY)
+    if config.get("local_rope_theta", 0.0) is None:
+        shared = config.get("global_rope_theta", DEFAULTS["global_rope_theta"])
+        config = config | {"local_rope_theta": shared}
+    options = read_options(config, DEFAULTS, ONLY)
     if (window := options["local_attention"]) < 2:
         raise UserError(f"{CONFIG}: local_attention: found {window}, expected at least 2")
-    base, local_base = options["global_rope_theta"], options["local_rope_theta"]
     return transformer(
         vocab_size=options["vocab_size"],
         num_layers=options["num_hidden_layers"],
@@ -56,15 +56,15 @@ def _from_hf(config: dict[str, Any]) -> TransformerConfig:
         max_positions=options["max_position_embeddings"],
         type_vocab_size=0,
         position="rotary",
-        rotary_base=base,
-        local_window=window // 2,
+        rotary_base=options["global_rope_theta"],
+        local_window=window // 2 if options["global_attn_every_n_layers"] > 1 else 0,
         global_every=options["global_attn_every_n_layers"],
-        local_rotary_base=base if local_base is None else float(local_base),
+        local_rotary_base=options["local_rope_theta"],
         norm_position="pre",
         norm_eps=options["norm_eps"],
         norm_bias=options["norm_bias"],
         first_norm=False,
-        activation=one_of("hidden_activation", options["hidden_activation"], ACTIVATIONS),
+        activation="gelu",
         gated=True,
         bias=False,
         pooler=one_of("classifier_pooling", options["classifier_pooling"], POOLERS),
@@ -149,5 +149,5 @@ FAMILY = Family(
     tensors=_tensors,
     tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
     tag_pooler=True,
-    head_dropout=("classifier_dropout",),
+    head_dropout={"classifier_dropout": 0.0},
 )

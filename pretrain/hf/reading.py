@@ -11,7 +11,7 @@ import numpy as np
 
 from pretrain.errors import UserError
 from pretrain.hf import models
-from pretrain.hf.family import CONFIG, HEADS, Family
+from pretrain.hf.family import CONFIG, HEADS, Family, read_options
 from pretrain.hf.files import Weights, read_json
 from pretrain.hf.tensors import Tensor
 
@@ -98,6 +98,10 @@ class _Names:
 def _family(config: dict[str, Any], families: Iterable[Family]) -> Family:
     """By ``model_type``; of several, that which knows the architecture, else the first."""
     found, architectures = config.get("model_type"), config.get("architectures") or [None]
+    if not isinstance(architectures, list):
+        raise UserError(
+            f"{CONFIG}: architectures: found {architectures!r}, expected a list of one name"
+        )
     fitting = [family for family in families if family.model_type == found]
     if not fitting:
         known = dict.fromkeys(family.model_type for family in families)
@@ -131,7 +135,10 @@ def _label_names(config: dict[str, Any]) -> list[str]:
     """Names by class: of ``id2label``, else what transformers calls them."""
     named = config.get("id2label")
     if named is None:
-        return [f"LABEL_{i}" for i in range(config.get("num_labels", 2))]
+        count = read_options(config, {"num_labels": 2})["num_labels"]
+        return [f"LABEL_{i}" for i in range(count)]
+    if not isinstance(named, dict):
+        raise UserError(f'{CONFIG}: id2label: found {named!r}, expected {{"0": NAME, ...}}')
     names = [named.get(str(i)) for i in range(len(named))]
     if None in names or not names:
         found = ", ".join(named) or "none"

@@ -10,10 +10,12 @@ from pretrain.hf.trunk import transformer
 from pretrain.models.transformer import TransformerConfig
 
 DEFAULTS = bert.DEFAULTS | {"vocab_size": 50265, "pad_token_id": 1}
+# The vocabulary head has the erf GELU whatever hidden_act says.
+ONLY = bert.ONLY | {"hidden_act": "gelu"}
 
 
 def _from_hf(config: dict[str, Any]) -> TransformerConfig:
-    options = read_options(config, DEFAULTS, bert.ONLY)
+    options = read_options(config, DEFAULTS, ONLY)
     offset = options["pad_token_id"] + 1
     if (rows := options["max_position_embeddings"]) <= offset:
         raise UserError(
@@ -63,4 +65,5 @@ FAMILY = Family(
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
     },
+    copied=("lm_head.decoder.bias",),  # without it, transformers 4 has zeros for both
 )

@@ -132,7 +132,7 @@ def _family(reads: str, architectures: Mapping[str, str], **options: Any) -> Fam
         to_hf=to_hf,
         tensors=tensors,
         pool="pooler",
-        head_dropout=("classifier_dropout",),
+        head_dropout={"classifier_dropout": 0.0},
         tied=dict.fromkeys([*embedded, "lm_head.weight"], "transformer.shared.weight"),
         **options,
     )

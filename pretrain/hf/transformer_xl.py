@@ -32,6 +32,7 @@ OPTIONS = {  # theirs, with the default of their class, to ours
     "dropout": (0.1, "dropout"),
     "dropatt": (0.0, "attention_dropout"),
 }
+ONLY = {"pre_lnorm": False, "attn_type": 0, "sample_softmax": (-1, 0)}
 OTHERS = {"cutoffs": [20000, 40000, 200000], "untie_r": True, "proj_share_all_but_first": True}
 WORD = "transformer.word_emb"
 MOST_CLUSTERS = 16  # whose copies a file may hold
@@ -45,8 +46,7 @@ def tie_projs(how: str, clusters: int) -> list[bool]:
 def from_hf(config: dict[str, Any]) -> TransformerXLConfig:
     """Refuses norms before the sub-layers, and attention other than the relative one."""
     defaults = {theirs: default for theirs, (default, _) in OPTIONS.items()} | OTHERS
-    only = {"pre_lnorm": False, "attn_type": 0, "sample_softmax": (-1, 0)}
-    given = read_options(config, defaults, only)
+    given = read_options(config, defaults, ONLY)
     ours = dict(schema.MODELS["transformer_xl"])
     ours |= {name: given[theirs] for theirs, (_, name) in OPTIONS.items()}
     ours["cutoffs"] = ",".join(map(str, given["cutoffs"]))

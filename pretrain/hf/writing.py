@@ -1,6 +1,8 @@
 """Our options and parameters become a Hugging Face checkpoint."""
 
+import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +17,8 @@ from pretrain.hf.family import CONFIG, HEADS, Family
 from pretrain.hf.files import SHARD_BYTES, write_weights
 from pretrain.hf.tensors import Tensor
 from pretrain.hf.trunk import comparable
+
+logger = logging.getLogger(__name__)
 
 CLASSES = ("classification_head", "tagging_head")
 
@@ -43,7 +47,7 @@ def write(
         where it has no parameters of its own.
       label_names: of the classes of its head; default: LABEL_0, ...
       special_ids: ``{"pad_token_id": 0, ...}``, for config.json; one that would make another model
-        of it is left out (RoBERTa counts positions from its padding id).
+        of it is left out with a warning (RoBERTa counts positions from its padding id).
       head_dropout: before the head's last layer.
       pool: how a classifier pools, `UserError` unless the family does so; "": as it does.
       shard_bytes: of a file of weights, at most.
@@ -69,6 +73,13 @@ def write(
     for key, value in (special_ids or {}).items():
         if family.from_hf(config | {key: value}) == model:
             config[key] = value
+        else:
+            logger.warning(
+                "%s: %s stays %s, from which %s of transformers counts positions, though the "
+                "tokenizer has %s: padded rows need attention_mask, and those that hold token %s "
+                "get other positions there",
+                CONFIG, key, config[key], family.model_type, value, config[key],
+            )  # fmt: skip
     if head in CLASSES:
         names = list(label_names) or [f"LABEL_{i}" for i in range(num_classes)]
         if len(names) != num_classes:
@@ -76,11 +87,11 @@ def write(
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}
         if head_dropout is not None:
-            config[family.head_dropout[0]] = head_dropout
+            config[next(iter(family.head_dropout))] = head_dropout
     prefix = f"{family.base}." if family.base and head in family.bare else ""
     with atomic_directory(directory) as building:
         write_text(building / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_weights(building, _tensors(tensors, flat, prefix), shard_bytes)
+        write_weights(building, _tensors(family, tensors, flat, prefix), shard_bytes)
         if directory.is_dir():
             directory.rmdir()  # empty; a folder cannot take its place on every system
     return family.architectures[head]
@@ -163,10 +174,16 @@ def _check(
 
 
 def _tensors(
-    tensors: Sequence[Tensor], flat: Mapping[str, Any], prefix: str
+    family: Family, tensors: Sequence[Tensor], flat: Mapping[str, Any], prefix: str
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Names and arrays; ``prefix`` is dropped."""
-    for tensor in tensors:
+    copies = [
+        dataclasses.replace(tensor, theirs=copy)
+        for copy in family.copied
+        for tensor in tensors
+        if tensor.theirs == family.tied[copy]
+    ]
+    for tensor in (*tensors, *copies):
         arrays = [np.asarray(flat[path], np.float32) for path in tensor.ours]
         for name, index in tensor.indexed([array.shape for array in arrays]):
             yield name.removeprefix(prefix), tensor.to_theirs([array[index] for array in arrays])

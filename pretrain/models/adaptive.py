@@ -58,7 +58,8 @@ class AdaptiveEmbed(nn.Module):
         last = len(self.table) - 1
         for index, table in enumerate(self.table):
             low, high = cfg.bounds[index], cfg.bounds[index + 1]
-            # The ends are open: ids below and above the vocabulary reach a table, which has none.
+            # The ends are open: ids below and above the vocabulary reach a table, whose they are
+            # not, so that `Embed` refuses them.
             inside = ((ids >= low) | (index == 0)) & ((ids < high) | (index == last))
             flat = table(jnp.where(inside, ids - low, 0)).reshape(ids.size, -1)
             if cfg.projected:

@@ -12,11 +12,27 @@ import numpy as np
 from pretrain.errors import UserError
 from pretrain.models import transformer
 from pretrain.models.heads import LMHead
-from pretrain.models.layers import Dense, Embed, LayerNorm, RMSNorm, dropout
+from pretrain.models.layers import (
+    Dense,
+    Embed,
+    LayerNorm,
+    RMSNorm,
+    attend,
+    attention_scores,
+    dropout,
+)
+from pretrain.models.options import (
+    WITHOUT_NORM,
+    check_choices,
+    check_divides,
+    check_least,
+    check_position_offset,
+)
 
 CHOICES = transformer.CHOICES | {
     "position": ("learned", "relative"),
     "reads": ("decoder", "encoder"),
+    "pooler": WITHOUT_NORM,
 }
 
 
@@ -67,11 +83,15 @@ class EncoderDecoderConfig:
     head_transform = False
 
     def __post_init__(self):
-        transformer.check_choices(self, CHOICES)
-        if not self.head_size and self.hidden_size % self.num_heads:
+        check_choices(self, CHOICES)
+        check_least(self, decoder_start_id=0)
+        check_position_offset(self)
+        if not self.head_size:
+            check_divides(self, "num_heads", "hidden_size")
+        if 0 < self.vocab_size <= self.decoder_start_id:
             raise UserError(
-                f"config.model.num_heads: {self.num_heads} does not divide hidden_size "
-                f"{self.hidden_size}"
+                f"config.model.decoder_start_id: found {self.decoder_start_id}, expected an id "
+                f"below vocab_size {self.vocab_size}"
             )
         if self.relative_buckets < 4 or self.relative_buckets % 4:
             raise UserError(
@@ -215,15 +235,10 @@ class Attention(nn.Module):
         value = project("value", memory, cfg.init_std)
         if cfg.scale_scores:
             query = query * cfg.head_width**-0.5
-        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+        scores = attention_scores(query, key)
         if bias is not None:
             scores = scores + bias
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-        self.sow("intermediates", "attention_scores", scores)
-        weights = nn.softmax(scores).astype(cfg.dtype)
-        rng = None if deterministic else self.make_rng("dropout")
-        weights = dropout(weights, cfg.attention_dropout, rng)
-        context = jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
+        context = attend(self, scores, value, mask, deterministic)
         return Dense(
             ("heads", "kv"),
             (cfg.hidden_size,),

@@ -1,12 +1,12 @@
 """Heads on a backbone, and the models that join both: what every objective trains."""
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pretrain.errors import UserError
 from pretrain.models.layers import ACTIVATIONS, Dense, LayerNorm, dropout
+from pretrain.models.options import POOLERS
 from pretrain.models.transformer import TransformerConfig
 
 
@@ -79,26 +79,6 @@ class LanguageModel(nn.Module):
         return self.trunk.forward_flops(seq_len) + predicted * self.lm_head.forward_flops()
 
 
-class Pooling(NamedTuple):
-    """How a published family makes one vector of a text before its classification layer."""
-
-    position: str  # "first", "last" or "mean"
-    activation: str  # after the dense layer; "": no such layer
-    bias: bool = True
-    norm: bool = False  # after the activation
-    dropout: bool = False  # also before the dense layer
-
-
-POOLERS = {  # of objective.pool "pooler", by model.pooler
-    "bert": Pooling("first", "tanh"),
-    "roberta": Pooling("first", "tanh", dropout=True),
-    "distilbert": Pooling("first", "relu"),
-    "electra": Pooling("first", "gelu", dropout=True),
-    "modernbert": Pooling("first", "gelu", bias=False, norm=True),
-    "modernbert_mean": Pooling("mean", "gelu", bias=False, norm=True),
-    "bart": Pooling("last", "tanh", dropout=True),
-    "none": Pooling("first", ""),  # MobileBERT as released: no dense layer
-}
 POOLS = ("first", "last", "mean", "pooler")
 
 
@@ -116,13 +96,14 @@ def pool(hidden: jax.Array, segment_ids: jax.Array, how: str) -> jax.Array:
 
 
 class Pooler(nn.Module):
-    """The dense layer of a `Pooling`: ``[..., D] -> [..., D]``."""
+    """The dense layer of ``model.pooler`` (`POOLERS`): ``[..., D] -> [..., D]``."""
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(self, pooled: jax.Array) -> jax.Array:
-        cfg, style = self.config, POOLERS[self.config.pooler]
+        cfg = self.config
+        style = POOLERS[cfg.pooler]
         if not style.activation:
             return pooled
         pooled = Dense(
@@ -223,11 +204,21 @@ class Classifier(LabelModel):
 class Tagger(LabelModel):
     """Backbone and tagging head: tag logits ``[B, S, C]`` of every position.
 
-    With ``has_pooler`` the dense layer of the family's `Pooling` stands before it (ModernBERT).
+    With ``has_pooler`` the dense layer of `POOLERS` stands before it (ModernBERT); a pooler that
+    has none is a `UserError`.
     """
 
     head_dropout: float
     has_pooler: bool = False
+
+    def __post_init__(self):
+        name = self.trunk.config.pooler
+        if self.has_pooler and not POOLERS[name].activation:
+            raise UserError(
+                f"config.model.pooler: found {name!r}, which has no layer for objective.pooler "
+                "True; expected another, or objective.pooler False"
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> jax.Array:

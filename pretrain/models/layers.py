@@ -124,8 +124,8 @@ class RMSNorm(nn.Module):
 class Embed(nn.Module):
     """Rows of a table: ``ids [...]`` -> ``[..., features]``.
 
-    An id without a row is a ``ValueError`` where ids are concrete, and NaN in compiled code: a
-    clamped id would train on nonsense in silence.
+    An id without a row, a negative one too, is a ``ValueError`` where ids are concrete, and NaN in
+    compiled code: a clamped or wrapped id would train on nonsense in silence.
     """
 
     num_embeddings: int
@@ -149,8 +149,33 @@ class Embed(nn.Module):
             low, high, last = found.min(), found.max(), self.num_embeddings - 1
             if low < 0 or high > last:
                 raise ValueError(f"{self.name}: ids from {low} to {high}, expected 0 to {last}")
-        rows = jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan)
+        rows = self.embedding.at[ids].get(
+            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+        )
         return rows.astype(self.dtype)
+
+
+def attention_scores(query: jax.Array, key: jax.Array) -> jax.Array:
+    """``[B, H, Q, d]`` by ``[B, H, K, d]`` -> ``[B, H, Q, K]``, float32 whatever the inputs are."""
+    return jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+
+
+def attend(
+    module: nn.Module, scores: jax.Array, value: jax.Array, mask: jax.Array, deterministic: bool
+) -> jax.Array:
+    """Means ``[B, Q, H, d]`` of ``value [B, H, K, d]`` by the softmax of ``scores [B, H, Q, K]``.
+
+    What ``mask``, bool ``[B, 1, Q, K]``, hides gets the least float32 and not minus infinity: a
+    row that sees nothing would be NaN. ``module`` tells the masked scores as
+    ``attention_scores``; of its config are the dropout of the weights and their ``dtype``.
+    """
+    cfg = module.config
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    module.sow("intermediates", "attention_scores", scores)
+    weights = nn.softmax(scores).astype(cfg.dtype)
+    rng = None if deterministic else module.make_rng("dropout")
+    weights = dropout(weights, cfg.attention_dropout, rng)
+    return jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
 
 
 def mix(word: jax.Array) -> jax.Array:

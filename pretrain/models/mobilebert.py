@@ -7,15 +7,23 @@ import jax
 import jax.numpy as jnp
 
 from pretrain.errors import UserError
-from pretrain.models.layers import ACTIVATIONS, Dense, Embed, LayerNorm, dropout
-from pretrain.models.transformer import REMAT, attention_mask, check_choices, rematerialised
+from pretrain.models.layers import (
+    ACTIVATIONS,
+    Dense,
+    Embed,
+    LayerNorm,
+    attend,
+    attention_scores,
+    dropout,
+)
+from pretrain.models.options import check_choices, check_divides, check_least
+from pretrain.models.transformer import attention_mask, rematerialised
 
 CHOICES = {
     "attention_input": ("full", "shared", "bottleneck"),
     "norm": ("none", "layer"),
     "activation": tuple(ACTIVATIONS),
-    "dtype": ("float32", "bfloat16"),
-    "remat": REMAT,
+    "pooler": ("bert", "none"),
 }
 
 
@@ -51,18 +59,13 @@ class MobileBertConfig:
 
     def __post_init__(self):
         check_choices(self, CHOICES)
-        if self.bottleneck_size % self.num_heads:
-            raise UserError(
-                f"config.model.num_heads: {self.num_heads} does not divide bottleneck_size "
-                f"{self.bottleneck_size}"
-            )
+        check_least(self, num_ffns=1)
+        check_divides(self, "num_heads", "bottleneck_size")
         if self.embedding_size > self.hidden_size:
             raise UserError(
                 f"config.model.embedding_size: found {self.embedding_size}, expected at most "
                 f"hidden_size {self.hidden_size}"
             )
-        if self.num_ffns < 1:
-            raise UserError(f"config.model.num_ffns: found {self.num_ffns}, expected at least 1")
 
     @property
     def causal(self) -> bool:
@@ -142,13 +145,7 @@ class Attention(nn.Module):
 
         query = project("query", query_key) * head_width**-0.5
         key, value = project("key", query_key), project("value", value)
-        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-        self.sow("intermediates", "attention_scores", scores)
-        weights = nn.softmax(scores).astype(cfg.dtype)
-        rng = None if deterministic else self.make_rng("dropout")
-        weights = dropout(weights, cfg.attention_dropout, rng)
-        context = jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
+        context = attend(self, attention_scores(query, key), value, mask, deterministic)
         return Dense(
             ("heads", "kv"),
             (cfg.bottleneck_size,),

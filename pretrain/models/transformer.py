@@ -8,26 +8,32 @@ import jax
 import jax.numpy as jnp
 
 from pretrain.errors import UserError
-from pretrain.models.layers import ACTIVATIONS, Dense, Embed, LayerNorm, RMSNorm, dropout, rotary
+from pretrain.models.layers import (
+    ACTIVATIONS,
+    Dense,
+    Embed,
+    LayerNorm,
+    RMSNorm,
+    attend,
+    attention_scores,
+    dropout,
+    rotary,
+)
+from pretrain.models.options import (
+    POOLERS,
+    check_choices,
+    check_divides,
+    check_least,
+    check_position_offset,
+)
 
-REMAT = ("none", "full", *(n for n in dir(jax.checkpoint_policies) if n.endswith("saveable")))
 CHOICES = {
     "activation": tuple(ACTIVATIONS),
     "position": ("learned", "rotary"),
     "norm": ("layer", "rms"),
     "norm_position": ("post", "pre"),
-    "dtype": ("float32", "bfloat16"),
-    "remat": REMAT,
+    "pooler": tuple(POOLERS),
 }
-
-
-def check_choices(options, choices: dict[str, tuple[str, ...]]) -> None:
-    """`UserError` for a field of ``options`` that is not one of its ``choices``."""
-    for name, known in choices.items():
-        if (found := getattr(options, name)) not in known:
-            raise UserError(
-                f"config.model.{name}: found {found!r}, expected one of {', '.join(known)}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +83,16 @@ class TransformerConfig:
 
     def __post_init__(self):
         check_choices(self, CHOICES)
-        if not self.head_size and self.hidden_size % self.num_heads:
+        check_least(self, local_window=0, global_every=1)
+        check_position_offset(self)
+        if not self.head_size:
+            check_divides(self, "num_heads", "hidden_size")
+        if self.num_kv_heads:
+            check_divides(self, "num_kv_heads", "num_heads")
+        if (self.local_window > 0) != (self.global_every > 1):
             raise UserError(
-                f"config.model.num_heads: {self.num_heads} does not divide hidden_size "
-                f"{self.hidden_size}"
-            )
-        if self.num_heads % self.kv_heads:
-            raise UserError(
-                f"config.model.num_kv_heads: {self.kv_heads} does not divide num_heads "
-                f"{self.num_heads}"
+                f"config.model.local_window: found {self.local_window} with global_every "
+                f"{self.global_every}; expected both above 0 and 1 for local layers, or 0 and 1"
             )
         if self.position == "rotary" and self.head_width % 2:
             raise UserError(
@@ -180,13 +187,7 @@ class Attention(nn.Module):
             groups = cfg.num_heads // cfg.kv_heads
             key, value = jnp.repeat(key, groups, axis=2), jnp.repeat(value, groups, axis=2)
         query, key, value = (x.swapaxes(1, 2) for x in (query * cfg.head_width**-0.5, key, value))
-        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-        self.sow("intermediates", "attention_scores", scores)
-        weights = nn.softmax(scores).astype(cfg.dtype)
-        rng = None if deterministic else self.make_rng("dropout")
-        weights = dropout(weights, cfg.attention_dropout, rng)
-        context = jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
+        context = attend(self, attention_scores(query, key), value, mask, deterministic)
         return Dense(
             ("heads", "kv"),
             (cfg.hidden_size,),
@@ -365,7 +366,7 @@ class Transformer(nn.Module):
         inner, kv = cfg.num_heads * cfg.head_width, cfg.kv_heads * cfg.head_width
         ffn = (3 if cfg.gated else 2) * cfg.hidden_size * cfg.ffn_size
         per_token = 2 * (2 * cfg.hidden_size * (inner + kv) + ffn)
-        everywhere = -(-cfg.num_layers // cfg.global_every) if cfg.local_window else cfg.num_layers
+        everywhere = -(-cfg.num_layers // cfg.global_every)
         pairs = everywhere * count_pairs(seq_len, seq_len, cfg.causal)
         pairs += (cfg.num_layers - everywhere) * count_pairs(seq_len, cfg.local_window, cfg.causal)
         projected = cfg.embedding_width if cfg.embedding_width != cfg.hidden_size else 0

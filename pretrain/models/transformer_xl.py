@@ -13,13 +13,13 @@ import jax.numpy as jnp
 
 from pretrain.errors import UserError
 from pretrain.models.adaptive import AdaptiveEmbed
-from pretrain.models.layers import Dense, LayerNorm, dropout
-from pretrain.models.transformer import REMAT, check_choices, count_pairs, rematerialised
+from pretrain.models.layers import Dense, LayerNorm, attend, attention_scores, dropout
+from pretrain.models.options import WITHOUT_NORM, check_choices, check_divides, check_least
+from pretrain.models.transformer import count_pairs, rematerialised
 
 CHOICES = {
     "tied_projections": ("all", "all_but_first", "none"),
-    "dtype": ("float32", "bfloat16"),
-    "remat": REMAT,
+    "pooler": WITHOUT_NORM,
 }
 
 
@@ -58,19 +58,14 @@ class TransformerXLConfig:
 
     def __post_init__(self):
         check_choices(self, CHOICES)
-        for name, least in (("div_val", 1), ("mem_len", 0), ("clamp_len", 0)):
-            if (found := getattr(self, name)) < least:
-                raise UserError(f"config.model.{name}: found {found}, expected at least {least}")
+        check_least(self, div_val=1, mem_len=0, clamp_len=0)
         if self.hidden_size % 2:
             raise UserError(
                 f"config.model.hidden_size: found {self.hidden_size}, expected an even number for "
                 "the sines and cosines of relative positions"
             )
-        if not self.head_size and self.hidden_size % self.num_heads:
-            raise UserError(
-                f"config.model.num_heads: {self.num_heads} does not divide hidden_size "
-                f"{self.hidden_size}"
-            )
+        if not self.head_size:
+            check_divides(self, "num_heads", "hidden_size")
         parts = self.cutoffs.split(",") if self.cutoffs else []
         bounds = self.bounds if all(part.strip().isdecimal() for part in parts) else (0, 0)
         if any(low >= high for low, high in itertools.pairwise(bounds)):
@@ -204,16 +199,11 @@ class RelativeAttention(nn.Module):
             for bias in (biases or relative_biases(self))
         )
         key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-        accumulate = dict(preferred_element_type=jnp.float32)
-        content = jnp.einsum("bhqd,bhkd->bhqk", of_content, key, **accumulate)
-        position = jnp.einsum("bhqd,hkd->bhqk", of_position, relative, **accumulate)
-        scores = content + relative_shift(position)
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-        self.sow("intermediates", "attention_scores", scores)
-        weights = nn.softmax(scores).astype(cfg.dtype)
-        rng = None if deterministic else self.make_rng("dropout")
-        weights = dropout(weights, cfg.attention_dropout, rng)
-        context = jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
+        position = jnp.einsum(
+            "bhqd,hkd->bhqk", of_position, relative, preferred_element_type=jnp.float32
+        )
+        scores = attention_scores(of_content, key) + relative_shift(position)
+        context = attend(self, scores, value, mask, deterministic)
         return Dense(
             ("heads", "kv"),
             (cfg.hidden_size,),

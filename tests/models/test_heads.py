@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pretrain.errors import UserError
 from pretrain.models.families import language_model
-from pretrain.models.heads import Classifier, LMHead, pool
+from pretrain.models.heads import Classifier, LMHead, Tagger, pool
 from pretrain.models.transformer import Transformer
 from tests import tiny
 
@@ -66,3 +67,10 @@ def test_logits_of_a_bfloat16_model_are_float32():
     hidden = jnp.ones((2, 16), jnp.bfloat16)
     variables = LMHead(config).init(jax.random.key(0), hidden, embedding)
     assert LMHead(config).apply(variables, hidden, embedding).dtype == jnp.float32
+
+
+def test_a_tagger_with_a_pooler_that_has_no_layer_is_refused():
+    trunk = Transformer(tiny.transformer(pooler="none"))
+    with pytest.raises(UserError, match=r"config\.model\.pooler: found .none., which has no layer"):
+        Tagger(trunk, 3, 0.0, True)
+    Tagger(trunk, 3, 0.0)

@@ -76,6 +76,36 @@ def test_embed_takes_rows():
     np.testing.assert_array_equal(y, params["embedding"][ids])
 
 
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_embed_has_no_row_for_other_ids(wrong):
+    """An error where ids are concrete, in compiled code NaN, which reaches no row's gradient."""
+    module, ids = Embed(3, 4, "vocab", name="word"), np.array([wrong, 2])
+    params, _ = init_and_apply(module, np.array([0]))
+    low, high = min(ids), max(ids)
+    with pytest.raises(ValueError, match=f"word: ids from {low} to {high}, expected 0 to 2"):
+        module.apply({"params": params}, ids)
+
+    def rows(table, ids):
+        y = module.apply({"params": {"embedding": table}}, ids)
+        return y[1].sum(), y
+
+    run = jax.jit(jax.grad(rows, has_aux=True))
+    gradient, y = run(params["embedding"], ids)
+    assert np.isnan(y[0]).all()
+    np.testing.assert_array_equal(y[1], params["embedding"][2])
+    np.testing.assert_array_equal(gradient, [[0] * 4, [0] * 4, [1] * 4])
+
+
+def test_embed_of_a_sharded_table():
+    ids = np.random.default_rng(0).integers(0, 16, (4, 6)).astype(np.int32)
+    table = np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32)
+    mesh = tiny.mesh(fsdp=2, tensor=2)
+    spec = jax.sharding.PartitionSpec("tensor", "fsdp")
+    sharded = jax.device_put(table, jax.sharding.NamedSharding(mesh, spec))
+    apply = jax.jit(lambda x: Embed(16, 8, "vocab").apply({"params": {"embedding": x}}, ids))
+    np.testing.assert_array_equal(np.asarray(apply(sharded)), table[ids])
+
+
 PUBLISHED = {
     "gelu": lambda v: 0.5 * v * (1 + math.erf(v / math.sqrt(2))),
     "gelu_tanh": lambda v: (
@@ -83,6 +113,7 @@ PUBLISHED = {
     ),
     "relu": lambda v: max(v, 0.0),
     "silu": lambda v: v / (1 + math.exp(-v)),
+    "tanh": math.tanh,
 }
 
 

@@ -240,6 +240,7 @@ def test_the_teacher_is_the_one_that_was_trained():
         (dict(num_ffns=0), "num_ffns: found 0, expected at least 1"),
         (dict(norm="rms"), "norm: found 'rms', expected one of none, layer"),
         (dict(attention_input="key"), "attention_input: found 'key', expected one of full, shared"),
+        (dict(pooler="bart"), "pooler: found 'bart', expected one of bert, none"),
     ],
 )
 def test_options_that_make_no_model_are_refused(changes, said):

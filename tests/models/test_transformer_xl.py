@@ -324,8 +324,10 @@ def test_ids_outside_the_vocabulary():
     trunk, params = TransformerXL(PLAIN), {"params": parameters(PLAIN)["trunk"]}
     with pytest.raises(ValueError, match=r"table_2: ids from 0 to 24, expected 0 to 23"):
         trunk.apply(params, np.array([[5, 64, 6]]))
-    hidden = jax.jit(trunk.apply)(params, np.array([[5, 64, 6], [5, 63, 6]], np.int32))
-    assert np.isnan(hidden[0]).any() and np.isfinite(hidden[1]).all()
+    ids = np.array([[5, 64, 6], [5, -1, 6], [0, 63, 6]], np.int32)
+    hidden = jax.jit(trunk.apply)(params, ids)
+    assert np.isnan(hidden[0]).any() and np.isnan(hidden[1]).any()
+    assert np.isfinite(hidden[2]).all()
 
 
 def test_how_layers_run_changes_nothing():
@@ -435,6 +437,7 @@ def test_published_numbers_of_parameters(variant):
         ({"tied_projections": "some"}, "tied_projections: found 'some', expected one of all, all_"),
         ({"hidden_size": 15}, r"model\.hidden_size: found 15, expected an even number"),
         ({"num_heads": 3, "head_size": 0}, r"model\.num_heads: 3 does not divide hidden_size 16"),
+        ({"pooler": "modernbert"}, r"model\.pooler: found 'modernbert', expected one of bert, rob"),
     ],
     ids=str,
 )

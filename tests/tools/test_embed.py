@@ -11,6 +11,7 @@ import pytest
 from pretrain import tasks
 from pretrain.checkpoint import load_params
 from pretrain.errors import UserError
+from pretrain.models.transformer import layer_outputs
 from tests import small_runs, tiny
 from tools.embed import Embedder
 from tools.import_hf import import_checkpoint
@@ -96,6 +97,21 @@ def test_layers_of_an_encoder_decoder_are_those_of_its_decoder(small_run):
     last = Embedder(run, layer=2).texts(TEXTS)
     np.testing.assert_allclose(last, Embedder(run).texts(TEXTS), atol=1e-6)
     assert not np.allclose(Embedder(run, layer=1).texts(TEXTS), last, atol=1e-3)
+
+
+def test_the_encoder_of_an_encoder_decoder(small_run, run):
+    workdir = small_run("bart", "tiny,seq=32", model__num_layers=1, model__num_decoder_layers=2)
+    _, task = tasks.restore(workdir)
+    params, _ = load_params(workdir, tiny.mesh(data=1))
+    ids = np.array([[2, *task.encoder.tokenizer.encode(TEXTS[2]), 3]], np.int32)
+    _, told = task.objective.model.trunk.apply(
+        {"params": params["trunk"]}, ids, mutable=["intermediates"]
+    )
+    states = layer_outputs(told["intermediates"]["encoder"])[-1]
+    got = Embedder(workdir, encoder=True).texts(TEXTS)[2]
+    np.testing.assert_allclose(got, np.asarray(states)[0].mean(0), atol=2e-5, rtol=1e-4)
+    with pytest.raises(UserError, match="holds no encoder-decoder; expected one"):
+        Embedder(run, encoder=True)
 
 
 def test_layers_that_are_not_there_are_refused(run):

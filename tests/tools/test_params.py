@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from configs import bert, llama
+from configs import bert, llama, mobilebert, t5, transformer_xl
 from pretrain import config as configs
 from pretrain import state
 from tests import small_runs
@@ -66,12 +66,39 @@ def test_an_output_matrix_counts_as_embedding():
     assert about["non_embedding"] == 2 * layer + width
 
 
-def test_counts_are_those_that_runs_report():
-    config = bert.get_config("micro,modern")
-    boxed = jax.eval_shape(params.blank_objective(config).init, jax.random.key(0))
-    counts = state.count_params(params.nn.unbox(boxed)["params"])
+def untied(config):
+    config.model.tied = False
+    return config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        bert.get_config("micro,modern"),
+        llama.get_config("tiny"),
+        untied(bert.get_config("micro")),
+        untied(transformer_xl.get_config("tiny")),
+        mobilebert.get_config("micro"),
+        t5.get_config("tiny"),
+    ],
+    ids=lambda config: config.label,
+)
+def test_counts_are_those_that_runs_report(config):
+    """Embeddings by the names of arrays and, here, by those of their dimensions.
+
+    T5's tables of relative positions, 32 buckets of 2 heads in each stack, name none for the rows.
+    """
+    boxed = jax.eval_shape(params.blank_objective(config).init, jax.random.key(0))["params"]
+    counts = state.count_params(params.nn.unbox(boxed))
     about = params.describe(config)
     assert (counts["total"], counts["other"]) == (about["total"], about["non_embedding"])
+    tables = {"vocab", "positions", "types", "buckets"}
+    expected = sum(
+        box.value.size
+        for box in jax.tree.leaves(boxed, is_leaf=lambda x: hasattr(x, "names"))
+        if tables & set(box.names) and box.value.ndim > 1
+    )
+    assert counts["embedding"] == expected + (2 * 32 * 2 if "T5" in config.label else 0)
 
 
 def test_all_variants_of_all_files_are_listed():
