@@ -259,7 +259,6 @@ def pooling(config: Reader, options: Any) -> str:
     writes = options.causal or getattr(options, "reads", "") == "decoder"
     where = found = config.objective.pool or ("last" if writes else "first")
     if found == "pooler":
-        _check(config.model, "model.pooler", POOLERS)
         where = POOLERS[options.pooler].position
     if options.causal and where == "first":
         raise UserError(

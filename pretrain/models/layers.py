@@ -149,9 +149,8 @@ class Embed(nn.Module):
             low, high, last = found.min(), found.max(), self.num_embeddings - 1
             if low < 0 or high > last:
                 raise ValueError(f"{self.name}: ids from {low} to {high}, expected 0 to {last}")
-        rows = self.embedding.at[ids].get(
-            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-        )
+        table = jnp.asarray(self.embedding)
+        rows = table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return rows.astype(self.dtype)
 
 
