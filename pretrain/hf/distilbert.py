@@ -20,10 +20,11 @@ DEFAULTS = {  # of transformers.DistilBertConfig; sinusoidal_pos_embds only init
     "initializer_range": 0.02,
     "tie_word_embeddings": True,
 }
+ONLY = {"pruned_heads": ({}, None)}
 
 
 def _from_hf(config: dict[str, Any]) -> TransformerConfig:
-    options = read_options(config, DEFAULTS, {"pruned_heads": ({}, None)})
+    options = read_options(config, DEFAULTS, ONLY)
     return transformer(
         vocab_size=options["vocab_size"],
         num_layers=options["n_layers"],

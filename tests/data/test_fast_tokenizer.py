@@ -1,12 +1,14 @@
 """Tokenizers of Hugging Face checkpoints against the ids that ``AutoTokenizer`` gave."""
 
 import importlib.util
+import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from pretrain.data import encoders, labels, tokenizer
 from pretrain.data.fast_tokenizer import FastTokenizer
@@ -114,6 +116,46 @@ def test_options_of_the_config_win_over_the_document(tmp_path):
     assert bert.encode("THE") == [bert.unk_id] != load("bert_uncased").encode("THE")
     assert found["gpt2"].encode("the") == load("gpt2").encode(" the")
     assert (found["llama"].prefix, found["llama"].suffix) == ((), (2,))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),  # ids that AutoTokenizer gave
+    [
+        ("bert_uncased", {"strip_accents": False}, [2, 85, 86, 208]),
+        ("bert_uncased", {"tokenize_chinese_chars": False}, [180, 85, 170, 208]),
+        ("bert_cased", {"strip_accents": True}, [34, 166, 153, 161, 153, 104, 105, 251]),
+    ],
+)
+def test_accents_and_chinese_characters_are_an_option(name, change, expected, tmp_path):
+    shutil.copytree(GOLDEN / name, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "tokenizer_config.json"
+    write_json(file, read_json(file) | change)
+    for _ in range(2):  # by tokenizer.json, then by vocab.txt
+        found = FastTokenizer.load(tmp_path)
+        assert (
+            found.encode("Cr\u00e8me \u4e2d\u6587 the")
+            == expected
+            != load(name).encode("Cr\u00e8me \u4e2d\u6587 the")
+        )
+        (tmp_path / "tokenizer.json").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "added", "expected"),  # ids that AutoTokenizer gave
+    [
+        ("bert_uncased", {"Cr\u00e8me": 236, "brown fox": 235}, [235, 208, 236]),
+        ("gpt2", {"fox": 400, "brown": 401}, [401, 221, 400, 259, 221, 321, 373]),
+    ],
+)
+def test_tokens_that_an_old_file_adds(name, added, expected, tmp_path):
+    shutil.copytree(GOLDEN / name, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").unlink()
+    file = tmp_path / "tokenizer_config.json"
+    write_json(file, {k: v for k, v in read_json(file).items() if k != "added_tokens_decoder"})
+    write_json(tmp_path / "added_tokens.json", added)
+    found = FastTokenizer.load(tmp_path)
+    assert found.encode("brown fox the Cr\u00e8me") == expected
+    assert found.vocab_size == load(name).vocab_size + 2
 
 
 def test_special_tokens_that_the_vocabulary_lacks_get_new_ids(tmp_path):
@@ -230,6 +272,18 @@ def test_what_is_no_tokenizer_is_refused(files, message, tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"tokenizer\.path: .*no\.json does not exist"):
         tokenizer.load(tmp_path / "no.json")
+
+
+def test_a_sentencepiece_model_of_another_kind_says_how_to_convert_it(tmp_path):
+    """As Llama's, which its checkpoints have under the name of ours."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat and the dog"] * 9), model_writer=model, vocab_size=14,
+        minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    with pytest.raises(UserError, match=r"pieces <unk>, <s>, </s>, .*AutoTokenizer\.from_pretr"):
+        tokenizer.load(tmp_path)
 
 
 def test_a_file_that_cuts_and_fills_up():

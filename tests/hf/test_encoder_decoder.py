@@ -42,8 +42,13 @@ def run(loaded, golden):
 
 @pytest.mark.parametrize("case", OURS)
 def test_both_stacks_and_heads_equal_those_of_transformers(case):
-    golden = dict(np.load(GOLDEN / case / "golden.npz"))
-    loaded = hf.read(GOLDEN / case)
+    check(GOLDEN / case)
+
+
+def check(folder):
+    """Our model of a folder against the outputs in it."""
+    golden = dict(np.load(folder / "golden.npz"))
+    loaded = hf.read(folder)
     out, told = run(loaded, golden)
     real = {"encoder": golden["attention_mask"] > 0}
     real["decoder"] = golden.get("decoder_attention_mask", golden["attention_mask"]) > 0
@@ -98,7 +103,6 @@ def test_an_activation_that_t5_cannot_name_is_refused(tmp_path):
     [
         ("bart-lm", {"decoder_ffn_dim": 30}, "decoder_ffn_dim: found 30, .* encoder, 24"),
         ("bart-lm", {"decoder_attention_heads": 2}, "decoder_attention_heads: found 2, .* 4"),
-        ("bart-lm", {"tie_word_embeddings": False}, "tie_word_embeddings .*found False, .*True"),
         ("bart-lm", {"activation_function": "mish"}, "activation_function: found 'mish'"),
         ("t5-lm", {"feed_forward_proj": "gated-mish"}, "feed_forward_proj: found 'gated-mish'"),
     ],

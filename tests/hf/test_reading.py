@@ -117,15 +117,55 @@ def test_copies_of_tied_tensors_must_be_equal(copy):
         hf.read(copy("bert-mlm", tensors=lambda tensors: with_copy(tensors, 0.5)))
 
 
-def test_an_untied_table_is_a_matrix_of_the_head(copy):
-    name = "cls.predictions.decoder.weight"
-    table = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
-    folder = copy(
-        "bert-mlm", {"tie_word_embeddings": False}, lambda tensors: tensors | {name: table}
-    )
+@pytest.mark.parametrize(
+    ("case", "name", "width"),
+    [
+        ("bert-mlm", "cls.predictions.decoder.weight", 16),
+        ("roberta-mlm", "lm_head.decoder.weight", 16),
+        ("distilbert-mlm", "vocab_projector.weight", 16),
+        ("electra-generator", "generator_lm_head.weight", 8),
+        ("gpt2-lm", "lm_head.weight", 16),
+    ],
+)
+def test_an_untied_table_is_a_matrix_of_the_head(case, name, width, copy, tmp_path):
+    table = np.random.default_rng(0).normal(size=(64, width)).astype(np.float32)
+    folder = copy(case, {"tie_word_embeddings": False}, lambda tensors: tensors | {name: table})
     options, params = hf.load(folder)
     assert not options.tied
     np.testing.assert_array_equal(params["lm_head"]["kernel"], table.T)
+    hf.save(tmp_path / "out", options, params)
+    np.testing.assert_array_equal(load_file(tmp_path / "out" / WEIGHTS)[name], table)
+
+
+def test_robertas_vocabulary_bias_is_written_twice(copy, tmp_path):
+    """transformers 4 ties the bias to that of ``decoder``, which `save_pretrained` leaves out."""
+    folder, out = GOLDEN / "roberta-mlm", tmp_path / "out"
+    assert "lm_head.decoder.bias" not in load_file(folder / WEIGHTS)
+    hf.save(out, *hf.load(folder))
+    written = load_file(out / WEIGHTS)
+    np.testing.assert_array_equal(written["lm_head.decoder.bias"], written["lm_head.bias"])
+    assert written["lm_head.bias"].any() and hf.read(out).unused == []
+
+    def changed(tensors):
+        return tensors | {"lm_head.decoder.bias": tensors["lm_head.bias"] + np.float32(1)}
+
+    with pytest.raises(UserError, match=r"'lm_head\.decoder\.bias' differs from 'lm_head\.bias'"):
+        hf.read(copy("roberta-mlm", tensors=changed))
+
+
+def test_epsilons_and_rotary_bases_are_those_of_the_file():
+    found = {case: hf.load(GOLDEN / case)[0] for case in ("llama-lm", "modernbert-mlm")}
+    assert {o.norm_eps for o in found.values()} == {1e-2}
+    assert (found["llama-lm"].rotary_base, found["modernbert-mlm"].rotary_base) == (50.0, 900.0)
+    assert found["modernbert-mlm"].local_rotary_base == 50.0
+    assert hf.load(GOLDEN / "distilbert-mlm")[0].norm_eps == 1e-12  # which its class has fixed
+
+
+def test_no_local_rotary_base_is_that_of_the_global_layers(copy):
+    options, _ = hf.load(copy("modernbert-mlm", {"local_rope_theta": None}))
+    assert (options.rotary_base, options.local_rotary_base) == (900.0, 900.0)
+    options, _ = hf.load(copy("modernbert-mlm", drop=["local_rope_theta", "global_rope_theta"]))
+    assert (options.rotary_base, options.local_rotary_base) == (160_000.0, 10_000.0)
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
@@ -183,33 +223,72 @@ LAYER = "bert.encoder.layer.1.output.dense.weight"
         ("bert-tag", {"id2label": {"0": "a", "1": "b"}}, None, "shape (3, 16), expected (2, 16)"),
         ("bert-tag", {"id2label": {"0": "a", "2": "b"}}, None, "found the classes 0, 2, expected"),
         ("bert-tag", {"id2label": {"0": "a", "1": "a"}}, None, "id2label: 'a' names two classes"),
+        ("bert-tag", {"id2label": ["a", "b", "c"]}, None, "id2label: found ['a', 'b', 'c'], expec"),
+        ("bert", {"architectures": "BertModel"}, None, "architectures: found 'BertModel', expecte"),
+        ("modernbert-mlm", {"local_rope_theta": "x"}, None, "local_rope_theta: found 'x', expecte"),
+        ("gpt2-lm", {"n_inner": "64"}, None, "n_inner: found '64', expected int"),
         ("bert", {"hidden_size": "16"}, None, "hidden_size: found '16', expected int"),
         ("bert", {"num_attention_heads": 5}, None, "num_heads: 5 does not divide hidden_size 16"),
         (
             "bert", {"position_embedding_type": "relative_key"}, None,
             "position_embedding_type of model_type 'bert': found 'relative_key', expected",
         ),
-        ("bert", {"is_decoder": True}, None, "is_decoder of model_type 'bert': found True"),
-        ("roberta-mlm", {"add_cross_attention": True}, None, "add_cross_attention of model_type"),
         ("roberta-mlm", {"pad_token_id": 25}, None, "max_position_embeddings: found 20, expected"),
         ("bert", {"hidden_act": "mish"}, None, "hidden_act: found 'mish', expected one of gelu, "),
-        ("electra-generator", {"hidden_act": "relu"}, None, "hidden_act of model_type 'electra'"),
-        ("distilbert-mlm", {"pruned_heads": {"0": [1]}}, None, "pruned_heads of model_type"),
-        ("modernbert-mlm", {"mlp_bias": True}, None, "mlp_bias of model_type 'modernbert': fo"),
         ("modernbert-mlm", {"local_attention": -1}, None, "local_attention: found -1, expected at"),
-        (
-            "gpt2-lm", {"scale_attn_by_inverse_layer_idx": True}, None,
-            "scale_attn_by_inverse_layer_idx of model_type 'gpt2': found True, expected False",
-        ),
-        ("gpt2-lm", {"add_cross_attention": True}, None, "add_cross_attention of model_type"),
-        ("llama-lm", {"rope_scaling": {"rope_type": "yarn"}}, None, "rope_scaling of model_type"),
-        ("llama-lm", {"attention_bias": True}, None, "attention_bias of model_type 'llama': fo"),
     ],
 )  # fmt: skip
 def test_errors_name_what_is_wrong(case, config, tensors, message, copy):
     with pytest.raises(UserError, match=re.escape(message)) as error:
         hf.read(copy(case, config, tensors))
     assert "\n" not in str(error.value)
+
+
+BERTS = {
+    "position_embedding_type": "relative_key",
+    "is_decoder": True,
+    "add_cross_attention": True,
+    "pruned_heads": {"0": [1]},
+}
+REFUSED = {  # options with an effect that our models lack, by module
+    "bert": BERTS,
+    "roberta": BERTS | {"hidden_act": "relu"},  # its vocabulary head has the GELU all the same
+    "distilbert": {"pruned_heads": {"0": [1]}},
+    "electra": BERTS | {"hidden_act": "gelu_new"},
+    "modernbert": {
+        "attention_bias": True, "mlp_bias": True, "classifier_bias": True,
+        "classifier_activation": "relu", "hidden_activation": "gelu_new",
+        "rope_scaling": {"rope_type": "linear"},
+    },
+    "gpt2": {
+        "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True,
+        "add_cross_attention": True, "pruned_heads": {"0": [1]},
+    },
+    "llama": {"rope_scaling": {"rope_type": "yarn"}, "attention_bias": True, "mlp_bias": True},
+    "mobilebert": {"use_bottleneck": False, "trigram_input": False, "is_decoder": True},
+    "transformer_xl": {"pre_lnorm": True, "attn_type": 2, "sample_softmax": 5},
+    "bart": {"tie_word_embeddings": False, "is_encoder_decoder": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_options_that_our_model_lacks_are_refused_by_name(name):
+    module = getattr(hf, name)
+    assert REFUSED[name].keys() == module.ONLY.keys()
+    family = module.FAMILY
+    folder = next(f for f in sorted(GOLDEN.glob(f"{family.model_type}*")))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == family.model_type
+    family.from_hf(config)
+    for key, value in REFUSED[name].items():
+        message = f"{key} of model_type '{family.model_type}': found {value!r}, expected"
+        with pytest.raises(UserError, match=re.escape(message)):
+            family.from_hf(config | {key: value})
+
+
+def test_every_family_with_such_options_is_in_the_table():
+    modules = {name for name in dir(hf) if hasattr(getattr(hf, name), "ONLY")}
+    assert modules == REFUSED.keys()
 
 
 def test_every_shard_that_the_index_names_must_be_there(tmp_path):
@@ -242,8 +321,10 @@ def test_every_shard_that_the_index_names_must_be_there(tmp_path):
 def test_other_files_are_refused_with_the_way_to_convert(name, copy):
     folder = copy("bert")
     (folder / WEIGHTS).rename(folder / name)
-    with pytest.raises(UserError, match=f"found {name}, expected {WEIGHTS}.*safe_serialization"):
+    with pytest.raises(UserError, match=f"found {name}, expected {WEIGHTS}") as error:
         hf.load(folder)
+    for part in ("config.architectures[0]", "safe_serialization=True", "AutoTokenizer"):
+        assert part in str(error.value)
 
 
 def test_folders_without_weights_and_broken_files(copy, tmp_path):

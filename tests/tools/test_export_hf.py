@@ -76,6 +76,29 @@ def test_what_was_trained_here_reads_as_what_it_was(name, architecture, small_ru
     assert loaded.config["pad_token_id"] == pieces.pad_id == 0
 
 
+def test_special_ids_of_a_checkpoint_without_a_tokenizer_are_kept(tmp_path):
+    import_checkpoint(GOLDEN / "llama-lm", tmp_path / "run")
+    assert export(tmp_path / "run", tmp_path / "out") == "LlamaForCausalLM"
+    before, after = (
+        json.loads((folder / "config.json").read_text())
+        for folder in (GOLDEN / "llama-lm", tmp_path / "out")
+    )
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        assert after[name] == before[name] is not None
+
+
+def test_a_checkpoint_in_place_of_a_workdir(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.export_hf", GOLDEN / "bert", tmp_path / "out"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"error: WORKDIR: {GOLDEN / 'bert'} is a Hugging Face checkpoint, expected the workdir of "
+        "a run (tools.import_hf makes one of it)\n"
+    )
+
+
 def test_what_transformers_has_no_model_for(small_run, tmp_path):
     with pytest.raises(UserError, match=r"objective\.pool: found 'first', expected 'pooler'"):
         export(small_run("classify"), tmp_path / "out")

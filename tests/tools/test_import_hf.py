@@ -126,6 +126,43 @@ def test_the_head_gives_the_objective(case, objective, checkpoint, tmp_path):
     assert (task.encoder.label_names, task.encoder.seq_len) == (list((names or {}).values()), 12)
 
 
+def test_an_imported_tagger_gives_the_logits_of_transformers(checkpoint, tmp_path):
+    """ModernBERT's has a transform before the last layer: `objective.pooler`."""
+    names = {0: "O", 1: "B-PER", 2: "I-PER"}
+    import_checkpoint(checkpoint("modernbert-tag", names), tmp_path / "run")
+    read, task = tasks.restore(tmp_path / "run")
+    assert read.objective.pooler is True
+    params, _ = load_params(tmp_path / "run", mesh())
+    golden = dict(np.load(GOLDEN / "modernbert-tag" / "golden.npz"))
+    batch = {"tokens": golden["input_ids"], "segment_ids": golden["attention_mask"]}
+    batch = {name: array.astype(np.int32) for name, array in batch.items()}
+    with jax.default_matmul_precision("highest"):
+        found = task.objective.predict(params, batch)
+    real = batch["segment_ids"] > 0
+    expected = jax.nn.log_softmax(golden["logits"])
+    np.testing.assert_allclose(found[real], expected[real], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "rate"),
+    [
+        ("gpt2-tag", {}, 0.1),
+        ("llama-tag", {"classifier_dropout": None, "hidden_dropout": 0.2}, 0.2),
+        ("llama-classify", {"classifier_dropout": 0.3}, 0.0),  # whose class has none
+        ("bert-tag", {"hidden_dropout_prob": 0.3}, 0.3),
+        ("bert-tag", {"classifier_dropout": 0.0}, 0.0),
+        ("distilbert-classify", {"seq_classif_dropout": 0.4}, 0.4),
+        ("modernbert-classify", {}, 0.0),
+    ],
+)
+def test_the_dropout_before_the_head_is_that_of_the_class(case, changes, rate, tmp_path):
+    shutil.copytree(GOLDEN / case, tmp_path / "source")
+    file = tmp_path / "source" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    import_checkpoint(tmp_path / "source", tmp_path / "run")
+    assert tasks.read_config(tmp_path / "run").objective.head_dropout == rate
+
+
 def test_a_checkpoint_without_a_tokenizer(tmp_path):
     found = import_checkpoint(GOLDEN / "bert-mlm", tmp_path / "run")
     assert "tokenizer      none; commands that need one will say so" in str(found)
