@@ -40,7 +40,7 @@ def comparable(options: Any, heads: Sequence[str]) -> dict[str, Any]:
         without.append("rotary_base")
     if options.position != "learned":
         without.append("position_offset")
-    if not options.local_window or options.global_every == 1:
+    if not options.local_window:
         without += ["local_window", "global_every", "local_rotary_base"]
     if options.norm == "rms":
         without.append("norm_bias")
