@@ -236,7 +236,7 @@ def test_numbers_have_ranges():
             ("transformer", "tag"),
             "objective.name",
             "classify",
-            r"objective: .* 'classify'.*\(pool d",
+            r"objective: .* 'classify'.*\(pool, pooler d",
         ),
         (
             ("linear", "tag", "lbfgs"),
