@@ -62,16 +62,15 @@ def test_loss_is_the_binary_cross_entropy_of_every_real_position(params):
 
 
 def test_held_out_replacements_are_fixed(params):
-    first, second = OBJECTIVE.predict(params, BATCH), OBJECTIVE.predict(params, BATCH)
+    predict = jax.jit(OBJECTIVE.predict)
+    first, second = predict(params, BATCH), predict(params, BATCH)
     assert first["loss"] == second["loss"]
-    alone = {name: column[:1] for name, column in BATCH.items()}
     rows = [
-        OBJECTIVE.predict(params, {name: column[i : i + 1] for name, column in BATCH.items()})
+        predict(params, {name: column[i : i + 1] for name, column in BATCH.items()})
         for i in range(16)
     ]
     total = sum(float(row["loss"][0]) for row in rows)
     assert total == pytest.approx(float(first["loss"][0]), rel=1e-5), "whatever the batch"
-    assert jnp.isfinite(OBJECTIVE.predict(params, alone)["loss"][0])
 
 
 def test_discriminator_counts_its_head():

@@ -30,11 +30,12 @@ def model(run):
     _, task = tasks.restore(run)
     params, _ = load_params(run, tiny.mesh(data=1))
     trunk = task.objective.model.trunk
+    hidden = jax.jit(lambda ids: trunk.apply({"params": params["trunk"]}, ids))
 
     def apply(text: str, start: int = 0, stop: int | None = None):
         pieces = task.encoder.tokenizer.encode(text)[start:stop]
         ids = np.array([[2, *pieces, 3]], np.int32)
-        return ids[0], np.asarray(trunk.apply({"params": params["trunk"]}, ids))[0]
+        return ids[0], np.asarray(hidden(ids))[0]
 
     apply.longest = trunk.config.max_positions
     apply.params, apply.pieces = params["trunk"], task.encoder.tokenizer.encode
