@@ -64,6 +64,12 @@ def check_new(path: pathlib.Path, flag: str) -> None:
         raise UserError(f"{flag}: {path.parent} is not a folder; expected an existing one")
 
 
+def check_new_folder(path: pathlib.Path, what: str) -> None:
+    """`UserError` unless ``path`` does not exist or is an empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{what}: {path} exists and is not empty; expected a new folder")
+
+
 def read_json(path: pathlib.Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 

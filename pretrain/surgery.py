@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from pretrain.errors import UserError
+from pretrain.trees import flatten
 
 FRESH = -1
 TABLES = {"vocab": "vocab_size", "positions": "max_positions"}  # dimension: key of config.model
@@ -140,12 +141,6 @@ def _shortened(names: Iterable[str], shown: int = 3) -> str:
     names = list(names)
     rest = len(names) - shown
     return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def flatten(tree: Any, is_leaf: Any = None) -> Flat:
-    """Leaves by path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
 
 
 def dimension_names(boxed: Any) -> dict[str, Names]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pretrain import config as configs
-from pretrain import inherit, optim, schema, surgery, tasks, train
+from pretrain import inherit, optim, schema, surgery, tasks, train, trees
 from pretrain.checkpoint import load_params
 from pretrain.data import encoders
 from pretrain.errors import UserError
@@ -20,7 +20,7 @@ TEACHER = {"model__num_layers": 3, "evals__every": "100%"}
 
 
 def params_of(workdir):
-    return surgery.flatten(jax.device_get(load_params(workdir, tiny.mesh())[0]))
+    return trees.flatten(jax.device_get(load_params(workdir, tiny.mesh())[0]))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def started(config, small_data, workdir, capsys):
     start = train.start(
         task, optimizer, tiny.mesh(data=8), key, config.init_from, workdir, operation
     )
-    params = surgery.flatten(jax.device_get(start[0].params))
+    params = trees.flatten(jax.device_get(start[0].params))
     return params, capsys.readouterr().out, task
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pretrain import surgery
+from pretrain import surgery, trees
 from pretrain.errors import UserError
 from pretrain.surgery import FRESH, parse, transplant
 from tests import tiny
@@ -51,15 +51,15 @@ def operate(target, source, **keys):
     got, report = transplant(params, source, parse(**keys), origin="runs/a", names=NAMES)
     assert jax.tree.structure(got) == jax.tree.structure(target)
     check_complete(report, target, source)
-    return surgery.flatten(jax.device_get(got)), report
+    return trees.flatten(jax.device_get(got)), report
 
 
 def check_complete(report, target, source):
     """Every array of both models is named once, in the report and in what it writes."""
     loaded = [entry.path for entry in report.loaded]
-    assert sorted(loaded + report.fresh) == sorted(surgery.flatten(target))
+    assert sorted(loaded + report.fresh) == sorted(trees.flatten(target))
     used = {path for entry in report.loaded for path in entry.sources}
-    assert sorted([*used, *report.left, *report.skipped]) == sorted(surgery.flatten(source))
+    assert sorted([*used, *report.left, *report.skipped]) == sorted(trees.flatten(source))
     lines = str(report).splitlines()
     for kind in ("loaded", "fresh", "left", "skipped"):
         paths = loaded if kind == "loaded" else getattr(report, kind)
@@ -82,7 +82,7 @@ def test_what_fits_is_taken_and_the_rest_is_told():
     target = arrays(2, **shapes, classification_head__bias=(3,))
     got, report = operate(target, source)
     for path in ("trunk/word/embedding", "trunk/layers/ffn/in/kernel"):
-        np.testing.assert_array_equal(got[path], surgery.flatten(source)[path])
+        np.testing.assert_array_equal(got[path], trees.flatten(source)[path])
     np.testing.assert_array_equal(
         got["classification_head/bias"], target["classification_head"]["bias"]
     )
@@ -316,7 +316,7 @@ def test_resized_tables_keep_common_rows(rows):
     )
     target = arrays(2, **other)
     got, report = operate(target, source, resize="vocab, positions")
-    old, new, both = surgery.flatten(source), surgery.flatten(target), min(rows, 10)
+    old, new, both = trees.flatten(source), trees.flatten(target), min(rows, 10)
     for path in ("trunk/word/embedding", "trunk/position/embedding", "lm_head/bias"):
         np.testing.assert_array_equal(got[path][:both], old[path][:both])
         np.testing.assert_array_equal(got[path][both:], new[path][both:])

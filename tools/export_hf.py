@@ -21,7 +21,7 @@ from pretrain.data.tokenizer import AnyTokenizer, Tokenizer
 from pretrain.data.tokenizer_export import export_tokenizer
 from pretrain.data.tokenizer_files import NAMED, special_text
 from pretrain.errors import UserError
-from pretrain.files import read_json
+from pretrain.files import check_new_folder, read_json
 from pretrain.hf.family import HEADS
 
 LM, CLASSIFICATION, TAGGING, DISCRIMINATOR = HEADS
@@ -39,8 +39,7 @@ OBJECTIVE_HEADS = {
 
 def export(workdir: pathlib.Path, directory: pathlib.Path) -> str:
     """Writes the folder, which must not exist or be empty; returns the class of transformers."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"DST_DIR: {directory} exists and is not empty; expected a new folder")
+    check_new_folder(directory, "DST_DIR")
     config = tasks.read_config(workdir)
     if "model_type" in config:
         raise UserError(

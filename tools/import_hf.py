@@ -22,7 +22,7 @@ from pretrain.checkpoint import LAST, Checkpointer
 from pretrain.data import encoders, tokenizer, tokenizer_files
 from pretrain.data.cache import atomic_directory
 from pretrain.errors import UserError
-from pretrain.files import write_json
+from pretrain.files import check_new_folder, write_json
 from pretrain.hf.files import read_json
 from pretrain.monitor import Counters
 from pretrain.tasks import CONFIG, RESULT
@@ -79,8 +79,7 @@ def import_checkpoint(
       seq_len: tokens of a row in evaluation; 0: `LONGEST`, or the model's positions.
       label: its name in reports; "": the architecture.
     """
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise UserError(f"WORKDIR: {workdir} exists and is not empty; expected a new folder")
+    check_new_folder(workdir, "WORKDIR")
     loaded = hf.read(source)
     pieces = _tokenizer(source, loaded)
     longest = loaded.options.max_positions

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pretrain.hf.family import Family
 from pretrain.models import families
 from pretrain.models.heads import Classifier, Discriminator, Encoder, LanguageModel, Tagger
+from pretrain.trees import flatten
 
 Shapes = dict[str, tuple[int, ...]]  # by path
 
@@ -48,21 +49,3 @@ def _shapes(model: nn.Module) -> Shapes:
 
     params = nn.unbox(jax.eval_shape(init))["params"]
     return {path: leaf.shape for path, leaf in flatten(params).items()}
-
-
-def flatten(params: dict) -> dict[str, Any]:
-    """``{"a": {"b": x}} -> {"a/b": x}``."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
-
-
-def nest(flat: dict[str, Any]) -> dict:
-    """The inverse of `flatten`."""
-    nested: dict = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        inner = nested
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[name] = leaf
-    return nested

@@ -14,6 +14,7 @@ from pretrain.hf import models
 from pretrain.hf.family import CONFIG, HEADS, Family, read_options
 from pretrain.hf.files import Weights, read_json
 from pretrain.hf.tensors import Tensor
+from pretrain.trees import nest
 
 LEGACY = {".gamma": ".weight", ".beta": ".bias"}  # endings of old names, from TensorFlow
 
@@ -60,7 +61,7 @@ def read(directory: pathlib.Path, families: Sequence[Family]) -> Loaded:
         params = _read(tensors, shapes, names)
         _check_tied(family, tensors, names)
         return Loaded(
-            family, architecture, head, config, options, models.nest(params), label_names,
+            family, architecture, head, config, options, nest(params), label_names,
             used=sorted(names.used), unused=[n for n in weights.names if n not in names.used],
         )  # fmt: skip
 

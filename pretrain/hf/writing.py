@@ -11,12 +11,13 @@ import numpy as np
 
 from pretrain.data.cache import atomic_directory
 from pretrain.errors import UserError
-from pretrain.files import write_text
+from pretrain.files import check_new_folder, write_text
 from pretrain.hf import models
 from pretrain.hf.family import CONFIG, HEADS, Family
 from pretrain.hf.files import SHARD_BYTES, write_weights
 from pretrain.hf.tensors import Tensor
 from pretrain.hf.trunk import comparable
+from pretrain.trees import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +53,7 @@ def write(
       pool: how a classifier pools, `UserError` unless the family does so; "": as it does.
       shard_bytes: of a file of weights, at most.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory}: exists and is not empty; expected a new folder")
+    check_new_folder(directory, "directory")
     family = find_family(families, options, params)
     if head is None:
         head = _head_of(family, options, params)
@@ -64,7 +64,7 @@ def write(
             f"config.objective.pool: found {pool!r}, expected {family.pool!r}, which is how "
             f"{family.architectures[head]} of transformers pools"
         )
-    flat = models.flatten(params)
+    flat = flatten(params)
     num_classes = flat[f"{head}/kernel"].shape[-1] if head in CLASSES else 0
     tensors = _check(family, options, head, num_classes, flat)
     config = {"architectures": [family.architectures[head]], "model_type": family.model_type}

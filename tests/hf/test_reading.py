@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pretrain import hf
+from pretrain import hf, trees
 from pretrain.errors import UserError
-from pretrain.hf import models
 from tests.hf.test_parity import GOLDEN
 
 WEIGHTS = "model.safetensors"
@@ -37,7 +36,7 @@ def copy(tmp_path):
 
 
 def equal(one: dict, other: dict) -> bool:
-    a, b = models.flatten(one), models.flatten(other)
+    a, b = trees.flatten(one), trees.flatten(other)
     return a.keys() == b.keys() and all(np.array_equal(a[path], b[path]) for path in a)
 
 
@@ -171,8 +170,8 @@ def test_no_local_rotary_base_is_that_of_the_global_layers(copy):
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
 def test_any_float_type_becomes_float32(copy, dtype):
     folder = copy("bert", tensors=lambda tensors: {k: v.astype(dtype) for k, v in tensors.items()})
-    params = models.flatten(hf.load(folder)[1])
-    for path, array in models.flatten(hf.load(GOLDEN / "bert")[1]).items():
+    params = trees.flatten(hf.load(folder)[1])
+    for path, array in trees.flatten(hf.load(GOLDEN / "bert")[1]).items():
         assert params[path].dtype == np.float32
         np.testing.assert_array_equal(params[path], array.astype(dtype).astype(np.float32))
 

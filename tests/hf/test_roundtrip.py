@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pretrain import hf
+from pretrain import hf, trees
 from pretrain.errors import UserError
 from pretrain.hf import models
 from pretrain.hf.files import INDEX
@@ -56,7 +56,7 @@ def test_what_is_written_reads_as_what_it_was(case, tmp_path):
     hf.save(tmp_path / "out", options, params)
     again, same = hf.load(tmp_path / "out")
     assert again == options
-    old, new = models.flatten(params), models.flatten(same)
+    old, new = trees.flatten(params), trees.flatten(same)
     assert old.keys() == new.keys()
     for path, array in old.items():
         np.testing.assert_array_equal(new[path], array, err_msg=path)
@@ -107,7 +107,7 @@ def test_the_family_that_the_pooler_names_comes_first(tmp_path):
     options, params = hf.load(GOLDEN / "electra-generator")
     square = dataclasses.replace(options, embedding_size=0, hidden_size=8, num_heads=2)
     shapes = models.shapes(hf.electra.FAMILY, square, "lm_head", 0, pooler=False)
-    params = models.nest({path: np.zeros(shape, np.float32) for path, shape in shapes.items()})
+    params = trees.nest({path: np.zeros(shape, np.float32) for path, shape in shapes.items()})
     assert hf.save(tmp_path / "out", square, params) == "ElectraForMaskedLM"
 
 
@@ -156,6 +156,6 @@ def test_only_an_empty_folder_is_written_to(tmp_path):
     options, params = hf.load(GOLDEN / "bert")
     (tmp_path / "empty").mkdir()
     hf.save(tmp_path / "empty", options, params)
-    with pytest.raises(UserError, match="empty: exists and is not empty; expected a new folder"):
+    with pytest.raises(UserError, match="empty exists and is not empty; expected a new folder"):
         hf.save(tmp_path / "empty", options, params)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"]

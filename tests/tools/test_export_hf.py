@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pretrain import hf, sharding
+from pretrain import hf, sharding, trees
 from pretrain.checkpoint import load_params
 from pretrain.data import encoders
 from pretrain.data.fast_tokenizer import FastTokenizer
 from pretrain.errors import UserError
-from pretrain.hf import models
 from tests.hf.test_parity import GOLDEN
 from tests.small_runs import ROOT
 from tools.export_hf import export
@@ -59,10 +58,10 @@ def test_what_was_trained_here_reads_as_what_it_was(name, architecture, small_ru
     workdir = small_run(name)
     assert export(workdir, tmp_path / "out") == architecture
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
-    params = models.flatten(load_params(workdir, mesh)[0])
+    params = trees.flatten(load_params(workdir, mesh)[0])
     loaded = hf.read(tmp_path / "out")
     assert loaded.architecture == architecture and loaded.unused == []
-    found = models.flatten(loaded.params)
+    found = trees.flatten(loaded.params)
     assert found.keys() == params.keys()
     for path, array in params.items():
         np.testing.assert_array_equal(found[path], array, err_msg=path)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from pretrain import evaluate, hf, predict, sharding, tasks, train
+from pretrain import evaluate, hf, predict, sharding, tasks, train, trees
 from pretrain.checkpoint import load_params
 from pretrain.errors import UserError
 from pretrain.hf import models
@@ -51,7 +51,7 @@ def test_a_workdir_holds_what_was_loaded(checkpoint, tmp_path):
     options, params = hf.load(source)
     restored, step = load_params(tmp_path / "run", mesh())
     assert step == 0
-    old, new = models.flatten(params), models.flatten(restored)
+    old, new = trees.flatten(params), trees.flatten(restored)
     assert old.keys() == new.keys()
     for path, array in old.items():
         np.testing.assert_array_equal(new[path], array, err_msg=path)
@@ -104,8 +104,8 @@ def test_a_model_without_a_head_is_where_training_starts(checkpoint, small_data,
     changes |= {"model__hidden_size": 16, "tokenizer__source": ""}
     changes |= {"init_from": str(tmp_path / "imported"), "train__budget": "1 steps"}
     train.train(config("classify", small_data, **changes), tmp_path / "run")
-    before = models.flatten(load_params(tmp_path / "imported", mesh())[0])
-    after = models.flatten(load_params(tmp_path / "run", mesh())[0])
+    before = trees.flatten(load_params(tmp_path / "imported", mesh())[0])
+    after = trees.flatten(load_params(tmp_path / "run", mesh())[0])
     assert sorted(after.keys() - before.keys()) == [
         "classification_head/bias",
         "classification_head/kernel",
