@@ -13,7 +13,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from pretrain import config as configs
-from pretrain.errors import UserError
+from pretrain.errors import UserError, is_interrupt
 
 
 def define_config_flags() -> None:
@@ -43,14 +43,15 @@ def main(function: Callable[..., object], doc: str, positional: bool = False) ->
                 raise UserError(f"found argument {argv[1]!r}, expected only --flags (see --help)")
             else:
                 function()
-        except UserError as error:
-            _fail(error)
-        except KeyboardInterrupt:
-            goes_on = "; the same command goes on from the last checkpoint"
-            _leave(f"interrupted{goes_on if 'config' in flags.FLAGS else ''}", 130)
-        except BrokenPipeError:  # the reader has what it wanted, as in "... | head"
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+        except BaseException as error:
+            if is_interrupt(error):
+                _interrupted()
+            if isinstance(error, UserError):
+                _fail(error)
+            if isinstance(error, BrokenPipeError):  # the reader has what it wanted, as in "| head"
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(1)
+            raise
 
     sys.modules["__main__"].__doc__ = doc
     app.run(guarded, flags_parser=_parse)
@@ -58,6 +59,14 @@ def main(function: Callable[..., object], doc: str, positional: bool = False) ->
 
 def _fail(error: Exception) -> None:
     _leave(f"error: {error}", 1)
+
+
+def _interrupted() -> None:
+    goes_on = "; the same command goes on from the last checkpoint"
+    print(f"interrupted{goes_on if 'config' in flags.FLAGS else ''}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130)  # an ordinary exit aborts where a thread of XLA is still compiling
 
 
 def _leave(message: str, code: int) -> None:

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict, config_flags
 import pretrain.config
 from pretrain import cli, comparison, host, page, report, results
 from pretrain.comparison import Row
-from pretrain.errors import UserError
+from pretrain.errors import UserError, is_interrupt
 from pretrain.files import read_json
 
 
@@ -203,6 +203,8 @@ def execute(planned: Sequence[Planned], chosen: Sequence[Planned], workdir: path
                 if rows[name]["status"] != "finished":
                     raise UserError("ended without a result.json (stopped early?)")
             except Exception as error:
+                if is_interrupt(error):
+                    raise KeyboardInterrupt from error
                 reason = str(error)
                 if not isinstance(error, UserError):
                     traceback.print_exc()

@@ -132,12 +132,12 @@ def test_what_cannot_be_done_is_told_before_anything_is_computed(small_run, tmp_
 
 def test_scores_and_predictions_come_from_one_pass(small_run, tmp_path, monkeypatch):
     """And a failure on the way leaves no file."""
+    workdir, out = small_run("linear", "ner"), tmp_path / "out.jsonl"
     passes = []
     stacked = evaluators.Batches.stacked
     monkeypatch.setattr(
         evaluators.Batches, "stacked", lambda *args: passes.append(1) or stacked(*args)
     )
-    workdir, out = small_run("linear", "ner"), tmp_path / "out.jsonl"
     name, scores = evaluate.run(workdir, predictions=out)
     assert len(passes) == 1 and len(read_jsonl(out)) == 30 and name.endswith("test.conll")
     assert scores == evaluate.evaluate(workdir)
