@@ -32,8 +32,7 @@ class CausalLM(Language):
         del key
         return batch
 
-    def metrics(self, params: dict, batch: Batch, **kwargs) -> Metrics:
-        hidden = self.hidden(params, batch, **kwargs)
+    def score(self, params: dict, hidden: jax.Array, batch: Batch) -> Metrics:
         labels, weights = next_tokens(batch)
         weights = weigh(weights, batch)
         losses, hits = self.cross_entropy(params, hidden, labels, self.chunk_size)

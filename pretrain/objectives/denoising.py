@@ -37,18 +37,19 @@ class Denoising(MaskedLM):
         """Also adds ``targets [B, S]``, the original tokens."""
         return super()._mask(batch, rate, keys) | {"targets": batch["tokens"]}
 
-    def metrics(self, params: dict, batch: Batch, **kwargs) -> Metrics:
-        segment_ids, targets = batch["segment_ids"], batch["targets"]
-        hidden = self.hidden(
+    def forward(self, params: dict, batch: Batch, **kwargs) -> jax.Array:
+        start_id = self.model.trunk.config.decoder_start_id
+        return super().forward(
             params,
             batch,
-            decoder_tokens=shift_right(
-                targets, segment_ids, self.model.trunk.config.decoder_start_id
-            ),
-            decoder_segment_ids=segment_ids,
+            decoder_tokens=shift_right(batch["targets"], batch["segment_ids"], start_id),
+            decoder_segment_ids=batch["segment_ids"],
             decoder_positions=batch["positions"],
             **kwargs,
         )
+
+    def score(self, params: dict, hidden: jax.Array, batch: Batch) -> Metrics:
+        segment_ids, targets = batch["segment_ids"], batch["targets"]
         losses, hits = self.cross_entropy(params, hidden, targets, self.chunk_size)
         weights = weigh((segment_ids > 0).astype(jnp.float32), batch)
         drawn = weigh(batch["masked_weights"], batch)

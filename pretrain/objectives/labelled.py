@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pretrain.objectives.base import Batch
+from pretrain.objectives.base import Batch, Metrics
 
 LOSSES = {
     "softmax": optax.softmax_cross_entropy_with_integer_labels,
@@ -48,14 +48,24 @@ class Labelled(abc.ABC):
         """float32 of the shape of ``labels``."""
 
     def loss(self, params: dict, batch: Batch, key: jax.Array):
-        logits = self.model.apply(
-            {"params": params}, batch, deterministic=False, rngs={"dropout": key}
-        )
+        metrics = self.metrics(params, batch, deterministic=False, rngs={"dropout": key})
+        return *metrics["loss"], metrics
+
+    def metrics(self, params: dict, batch: Batch, **kwargs) -> Metrics:
+        return self.score(params, self.forward(params, batch, **kwargs), batch)
+
+    def forward(self, params: dict, batch: Batch, **kwargs) -> jax.Array:
+        """Class logits ``[B, (S,) C]``; ``kwargs`` go to the model."""
+        return self.model.apply({"params": params}, batch, **kwargs)
+
+    def score(self, params: dict, logits: jax.Array, batch: Batch) -> Metrics:
+        """Sums of losses and of hits, with their weights, from what `forward` gives."""
+        del params
         labels, weights = batch["labels"], self.weights(batch)
         loss_sum = (LOSSES[self.loss_name](logits, labels) * weights).sum()
         hits = jnp.where(logits.argmax(-1) == labels, weights, 0.0).sum()
         total = weights.sum()
-        return loss_sum, total, {"loss": (loss_sum, total), "accuracy": (hits, total)}
+        return {"loss": (loss_sum, total), "accuracy": (hits, total)}
 
     def penalty(self, params: dict) -> jax.Array | float:
         if not self.C:
@@ -66,7 +76,7 @@ class Labelled(abc.ABC):
 
     def predict(self, params: dict, batch: Batch) -> jax.Array:
         """Log-probabilities ``[B, (S,) C]``; for the hinge, of the softmax of the margins."""
-        return nn.log_softmax(self.model.apply({"params": params}, batch))
+        return nn.log_softmax(self.forward(params, batch))
 
     def train_flops(self, seq_len: int) -> float:
         """``seq_len``: tokens, or for linear models non-zero features, of a row."""

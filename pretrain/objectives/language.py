@@ -14,7 +14,7 @@ from pretrain.objectives.base import Batch, Metrics
 
 @dataclasses.dataclass(frozen=True)
 class Language(abc.ABC):
-    """An objective over rows of packed documents; `metrics` is what a subclass adds."""
+    """An objective over rows of packed documents; `score` is what a subclass adds."""
 
     scores: ClassVar[tuple[str, ...]]  # names of what is measured on held-out rows
 
@@ -24,11 +24,14 @@ class Language(abc.ABC):
         return self.model.init(key, jnp.zeros((1, 8), jnp.int32), method="initialise")
 
     @abc.abstractmethod
-    def metrics(self, params: dict, batch: Batch, **kwargs) -> Metrics:
-        """Sums of losses and of hits, with their weights; ``kwargs`` go to the model."""
+    def score(self, params: dict, hidden: jax.Array, batch: Batch) -> Metrics:
+        """Sums of losses and of hits, with their weights, from what `forward` gives."""
 
-    def hidden(self, params: dict, batch: Batch, **kwargs) -> jax.Array:
-        """``[B, S, D]``."""
+    def metrics(self, params: dict, batch: Batch, **kwargs) -> Metrics:
+        return self.score(params, self.forward(params, batch, **kwargs), batch)
+
+    def forward(self, params: dict, batch: Batch, **kwargs) -> jax.Array:
+        """``[B, S, D]``; ``kwargs`` go to the model."""
         return self.model.apply(
             {"params": params},
             batch["tokens"],

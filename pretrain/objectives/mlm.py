@@ -93,8 +93,7 @@ class MaskedLM(Language):
         below = jnp.array([[[special - i for i, special in enumerate(self.special_ids)]]])
         return index + (index[..., None] >= below).sum(-1, dtype=index.dtype)
 
-    def metrics(self, params: dict, batch: Batch, **kwargs) -> Metrics:
-        hidden = self.hidden(params, batch, **kwargs)
+    def score(self, params: dict, hidden: jax.Array, batch: Batch) -> Metrics:
         hidden = jnp.take_along_axis(hidden, batch["masked_positions"][..., None], axis=1)
         logits = self.model.apply({"params": params}, hidden, method="logits")
         labels, weights = batch["masked_labels"], weigh(batch["masked_weights"], batch)

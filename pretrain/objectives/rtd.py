@@ -28,8 +28,8 @@ class ReplacedTokenDetection(MaskedLM):
         """Also adds ``originals [B, S]``."""
         return super()._mask(batch, rate, keys) | {"originals": batch["tokens"]}
 
-    def metrics(self, params: dict, batch: Batch, **kwargs) -> Metrics:
-        logits = self.hidden(params, batch, **kwargs)
+    def score(self, params: dict, logits: jax.Array, batch: Batch) -> Metrics:
+        del params
         replaced = batch["tokens"] != batch["originals"]
         weights = weigh((batch["segment_ids"] > 0).astype(jnp.float32), batch)
         losses = optax.sigmoid_binary_cross_entropy(logits, replaced.astype(jnp.float32))
