@@ -1,10 +1,8 @@
 """BART (Lewis et al. 2020): BERT's encoder with a decoder like GPT's, which learns by denoising.
 
 Argument: a size (`base` and `large` are the published ones); `seq`, `published` and `probes` as in
-bert.py.
-
-The encoder reads rows with masked tokens, the decoder writes the whole text ("token masking" in the
-paper).
+bert.py; `tokens` to mask single tokens ("token masking" in the paper). The released models learned
+from spans and shuffled sentences, as this does without it.
 """
 
 from configs import bert
@@ -19,9 +17,11 @@ VOCAB = 50265
 
 
 def get_config(arg=None):
-    arg = configs.parse_arg(arg, variant="tiny", seq=128, published=False, probes=False)
+    defaults = dict(seq=128, published=False, probes=False, tokens=False)
+    arg = configs.parse_arg(arg, variant="tiny", **defaults)
     layers, width, lr = configs.variant(SIZES, arg.variant)
-    config = configs.base(model="encoder_decoder", objective="denoising")
+    objective = "denoising" if arg.tokens else "infilling"
+    config = configs.base(model="encoder_decoder", objective=objective)
     config.label = f"BART-{arg.variant}"
     model = config.model
     bert.set_shape(model, layers, width)

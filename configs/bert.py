@@ -6,9 +6,14 @@ Further: `modern` for ModernBERT's block in the same size (pre-norm, rotary, gat
 `seq` for the length of rows, `probes` to follow text classification and NER over pretraining on the
 embedded data. The vocabulary is the tokenizer's, trained on the data; `published` makes room for
 that of the released models, `cased` for that of the cased ones.
+
+`wwm` masks whole words. `nsp` also learns from pairs whether B follows A (next-sentence
+prediction), `sop` whether A and B are in order (Lan et al. 2020); a row is one pair then. `static`
+has ten masks a row, which take turns. BERT as published was trained with `nsp,static`.
 """
 
 from pretrain import config as configs
+from pretrain.errors import UserError
 
 SIZES = {  # layers, width
     "micro": (2, 64),
@@ -45,9 +50,20 @@ def set_model(model, variant: str, modern: bool) -> None:
         model.init_std = width**-0.5
 
 
+def set_masking(config, arg) -> None:
+    """Sets how `wwm`, `nsp`, `sop` and `static` of an argument mask rows and make them."""
+    if arg.nsp and arg.sop:
+        raise UserError("config argument: found 'nsp' with 'sop', expected one of them")
+    config.objective.whole_words = arg.wwm
+    config.objective.sentence_pairs = "nsp" if arg.nsp else "sop" if arg.sop else ""
+    config.data.packing = not config.objective.sentence_pairs
+    config.objective.static_masks = 10 if arg.static else 0
+
+
 def set_recipe(optimizer) -> None:
     """BERT's: its rate is that for batches of 256 rows."""
-    optimizer.lr, optimizer.b2, optimizer.warmup = 1e-4, 0.999, 0.01
+    optimizer.lr, optimizer.b2, optimizer.warmup = 1e-4, 0.999, "1%"
+    optimizer.bias_correction = False
 
 
 def set_probes(config) -> None:
@@ -70,10 +86,13 @@ def set_run(config, arg, vocab_size: int) -> None:
 
 def get_config(arg=None):
     defaults = dict(modern=False, seq=128, published=False, cased=False, probes=False)
+    defaults |= dict(wwm=False, nsp=False, sop=False, static=False)
     arg = configs.parse_arg(arg, variant="tiny", **defaults)
     config = configs.base(objective="mlm")
     set_model(config.model, arg.variant, arg.modern)
-    config.label = f"BERT-{arg.variant}" + (", modern" if arg.modern else "")
+    set_masking(config, arg)
+    told = ("modern", "wwm", "nsp", "sop", "static")
+    config.label = ", ".join([f"BERT-{arg.variant}", *(name for name in told if arg[name])])
     if config.model.hidden_size < 768:
         config.optimizer.lr = 1e-3  # with 32 rows a batch
     elif arg.modern:

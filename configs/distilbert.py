@@ -23,6 +23,6 @@ def get_config(arg=None):
     config.model.type_vocab_size, config.model.pooler = 0, "distilbert"
     optimizer = config.optimizer
     optimizer.lr, optimizer.b2, optimizer.eps = 5e-4, 0.98, 1e-6
-    optimizer.warmup, optimizer.weight_decay, optimizer.clip = 0.05, 0.0, 5.0
+    optimizer.warmup, optimizer.weight_decay, optimizer.clip = "5%", 0.0, 5.0
     bert.set_run(config, arg, vocab)
     return config

@@ -1,13 +1,10 @@
 """ELECTRA (Clark et al. 2020): an encoder that learns which tokens of its input were replaced.
 
-Argument: `small`, `base` or `large` for the discriminator, `small-generator`, ... for the masked
-language model that was trained along with it; `seq`, `published` and `probes` as in bert.py.
-
-The shapes are those of the released checkpoints. A generator has its discriminator's embeddings and
-a third (base) or a quarter (large) of its width; the released small model was trained with a
-generator of full size, not the quarter that the paper settles on. Trained as written, the two learn
-apart: a discriminator's replacements are drawn at random. Learning rates are those for 128 (small),
-256 (base) and 2048 (large) rows a batch.
+Argument: `small`, `base` or `large` for a discriminator that is trained together with its
+generator, a quarter (small, large) or a third (base) as wide; `random` for one whose replacements
+are drawn at random; `seq`, `published` and `probes` as in bert.py. `small-generator`, ... are
+masked language models of the released generators' shapes; that of the released small model has full
+size. Learning rates are those for 128 (small), 256 (base) and 2048 (large) rows a batch.
 """
 
 from configs import bert
@@ -21,18 +18,19 @@ SIZES = {  # layers, width of the embeddings, width
     "base-generator": (12, 768, 256),
     "large-generator": (24, 1024, 256),
 }
-RECIPES = {  # learning rate, steps (10,000 of them warm-up), share of tokens masked or replaced
-    "small": (5e-4, 1_000_000, 0.15),
-    "base": (2e-4, 766_000, 0.15),
-    "large": (2e-4, 1_750_000, 0.25),
+RECIPES = {  # learning rate, steps (10,000 of them warm-up), share of tokens masked, generator
+    "small": (5e-4, 1_000_000, 0.15, 1 / 4),
+    "base": (2e-4, 766_000, 0.15, 1 / 3),
+    "large": (2e-4, 1_750_000, 0.25, 1 / 4),
 }
 
 
 def get_config(arg=None):
-    arg = configs.parse_arg(arg, variant="small", seq=128, published=False, probes=False)
+    defaults = dict(random=False, seq=128, published=False, probes=False)
+    arg = configs.parse_arg(arg, variant="small", **defaults)
     layers, embedding, width = configs.variant(SIZES, arg.variant)
     size, _, generator = arg.variant.partition("-")
-    lr, steps, share = RECIPES[size]
+    lr, steps, share, generator_size = RECIPES[size]
     config = configs.base(objective="mlm" if generator else "rtd")
     config.label = f"ELECTRA-{arg.variant}"
     bert.set_shape(config.model, layers, width)
@@ -43,7 +41,9 @@ def get_config(arg=None):
         config.objective.mask_prob, config.objective.random_prob = 0.85, 0.0
     else:
         config.objective.replace_rate = share
+        config.objective.generator_size = 0.0 if arg.random else generator_size
     optimizer = config.optimizer
-    optimizer.lr, optimizer.b2, optimizer.warmup = lr, 0.999, 10_000 / steps
+    optimizer.lr, optimizer.b2, optimizer.warmup = lr, 0.999, f"{10_000 / steps:.3%}"
+    optimizer.bias_correction = False
     bert.set_run(config, arg, bert.UNCASED)
     return config

@@ -2,7 +2,7 @@
 
 Argument: a size (`tiny` ... `medium` for a CPU, `125m` ... `175b` of the GPT-3 table in Brown et
 al. 2020, `gpt2` ... `gpt2-xl` and `distilgpt2` as released); `seq`, `published` and `probes` as in
-bert.py.
+bert.py; `prefix` to read the beginning of each document in both directions (prefix LM).
 
 GPT-3's 1.3B row gives 24 heads of 128 for a width of 2048, its 13B row a width of 5140: 16 heads
 and 5120 here. Every layer attends to the whole row: GPT-3's banded ones were not published exactly.
@@ -36,10 +36,12 @@ VOCAB = 50257
 
 
 def get_config(arg=None):
-    arg = configs.parse_arg(arg, variant="tiny", seq=256, published=False, probes=False)
+    defaults = dict(seq=256, published=False, probes=False, prefix=False)
+    arg = configs.parse_arg(arg, variant="tiny", **defaults)
     layers, width, heads, lr = configs.variant(SIZES, arg.variant)
-    config = configs.base(objective="causal")
+    config = configs.base(objective="prefix" if arg.prefix else "causal")
     config.label = arg.variant if "gpt2" in arg.variant else f"GPT-{arg.variant}"
+    config.label += ", prefix LM" if arg.prefix else ""
     model, optimizer = config.model, config.optimizer
     model.num_layers, model.hidden_size = layers, width
     model.num_heads, model.ffn_size = heads, 4 * width
@@ -51,6 +53,6 @@ def get_config(arg=None):
     optimizer.lr, optimizer.schedule, optimizer.end = lr, "cosine", 0.1
     optimizer.b2, optimizer.eps, optimizer.weight_decay = 0.95, 1e-8, 0.1
     if width >= 768:
-        optimizer.warmup = 0.00125  # 375 million tokens of 300 billion
+        optimizer.warmup = "0.125%"  # 375 million tokens of 300 billion
     bert.set_run(config, arg, VOCAB)
     return config

@@ -54,6 +54,6 @@ def get_config(arg=None):
     config.tokenizer.vocab_size = VOCAB
     config.train.budget = f"{20 * 49152 * k**3} tokens"
     optimizer.lr, optimizer.schedule, optimizer.end = 0.5 / width, "cosine", 0.1
-    optimizer.warmup, optimizer.b2, optimizer.eps = 0.02, 0.95, 1e-8
+    optimizer.warmup, optimizer.b2, optimizer.eps = "2%", 0.95, 1e-8
     optimizer.weight_decay = 0.1
     return config

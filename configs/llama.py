@@ -46,7 +46,7 @@ def get_config(arg=None):
     optimizer.lr, optimizer.schedule, optimizer.end = lr, "cosine", 0.1
     optimizer.b2, optimizer.eps, optimizer.weight_decay = 0.95, 1e-8, 0.1
     if width >= 768:
-        optimizer.warmup = 0.008  # 2000 steps of 4 million tokens, of a trillion
+        optimizer.warmup = "0.8%"  # 2000 steps of 4 million tokens, of a trillion
     else:
         model.init_std = width**-0.5  # 0.02 leaves attention flat for long, see bert.py
     bert.set_run(config, arg, VOCAB)

@@ -32,12 +32,11 @@ SIZES = {  # what differs from the released model, the defaults of the ``model``
 def get_config(arg=None):
     arg = configs.parse_arg(arg, variant="micro", seq=128, published=False, probes=False)
     options = configs.variant(SIZES, arg.variant)
-    config = configs.base(model="mobilebert", objective="mlm")
+    optimizer = "adamw" if arg.variant == "micro" else "lamb"
+    config = configs.base(model="mobilebert", objective="mlm", optimizer=optimizer)
     config.label = f"MobileBERT-{arg.variant}"
     config.model.update(options)
-    optimizer = config.optimizer
-    optimizer.lr, optimizer.warmup = 1.5e-3, 0.02
-    if arg.variant == "micro":
-        optimizer.lr, optimizer.warmup = 1e-3, 0.1
+    if arg.variant != "micro":
+        config.optimizer.lr, config.optimizer.warmup = 1.5e-3, "2%"
     bert.set_run(config, arg, bert.UNCASED)
     return config

@@ -4,9 +4,8 @@ Argument: `base` or `large`; `seq`, `published` and `probes` as in bert.py, whos
 block without local layers in BERT's sizes. Every third layer sees the whole row, the others 64
 tokens on each side.
 
-Learning rates are those for batches of about 4600 rows of 1024 tokens. They were held and then
-taken down over the last 50 of 2000 billion tokens (StableAdamW); here they fall linearly under
-AdamW.
+Learning rates are those for batches of about 4600 rows of 1024 tokens, held and then taken down
+over the last 50 of 2000 billion tokens; with AdamW here, StableAdamW there.
 """
 
 from configs import bert
@@ -34,6 +33,7 @@ def get_config(arg=None):
     model.gated, model.bias, model.scale_residual_init = True, False, True
     model.dropout, model.attention_dropout = 0.0, 0.0
     config.objective.mask_rate = 0.3
-    optimizer.lr, optimizer.warmup, optimizer.weight_decay = lr, 0.0015, 1e-5
+    optimizer.lr, optimizer.warmup, optimizer.weight_decay = lr, "0.15%", 1e-5
+    optimizer.schedule, optimizer.decay, optimizer.decay_shape = "wsd", "2.5%", "sqrt"
     bert.set_run(config, arg, VOCAB)
     return config

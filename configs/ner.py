@@ -1,6 +1,7 @@
 r"""Named entity recognition with an encoder: fine-tuned from `init_from`, or from scratch.
 
-Argument: the size of a model trained from scratch (see bert.py), `modern`, `seq`.
+Argument: the size of a model trained from scratch (see bert.py), `modern`, `seq`; `crf` puts a
+conditional random field on the tags.
 
     --config=configs/ner.py --config.init_from=runs/bert-tiny --config.data.train=train.conll \
     --config.data.validation=dev.conll --config.data.test=test.conll
@@ -11,8 +12,9 @@ from pretrain import config as configs
 
 
 def get_config(arg=None):
-    arg = configs.parse_arg(arg, variant="tiny", modern=False, seq=128)
+    arg = configs.parse_arg(arg, variant="tiny", modern=False, seq=128, crf=False)
     config = configs.base(objective="tag")
+    config.objective.crf = arg.crf
     bert.set_model(config.model, arg.variant, arg.modern)
     config.model.max_positions = max(512, arg.seq)
     config.data.train = "docstrings:role:train"

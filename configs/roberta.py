@@ -27,6 +27,6 @@ def get_config(arg=None):
     model.norm_eps, model.type_vocab_size = 1e-5, 1
     model.position_offset, model.pooler = 2, "roberta"
     optimizer.lr, optimizer.b2, optimizer.eps = 1e-4, 0.98, 1e-6
-    optimizer.warmup, optimizer.weight_decay, optimizer.clip = 0.08, 0.01, 0.0
+    optimizer.warmup, optimizer.weight_decay, optimizer.clip = "8%", 0.01, 0.0
     bert.set_run(config, arg, VOCAB)
     return config

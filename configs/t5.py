@@ -1,11 +1,11 @@
-"""T5 1.1 (Raffel et al. 2020, Shazeer 2020): an encoder-decoder that learns by denoising.
+"""T5 1.1 (Raffel et al. 2020, Shazeer 2020): an encoder-decoder that learns by span corruption.
 
 Argument: a size (`small` ... `xxl` are the published ones); `seq`, `published` and `probes` as in
 bert.py.
 
-The encoder reads rows with masked tokens, the decoder writes the whole text (the "BERT-style"
-objective of the paper). As for the released models there is no dropout before fine-tuning. Those
-were trained with Adafactor: learning rates here are AdamW's, for 32 (tiny) to 256 rows a batch.
+As for the released models there is no dropout before fine-tuning. Those were trained with
+Adafactor: learning rates here are AdamW's, for 32 (tiny) to 256 rows a batch. Above the pieces of a
+tokenizer trained here the vocabulary has a row for each sentinel; published ones have their own.
 """
 
 from configs import bert
@@ -25,7 +25,7 @@ VOCAB = 32128
 def get_config(arg=None):
     arg = configs.parse_arg(arg, variant="tiny", seq=128, published=False, probes=False)
     layers, width, ffn, heads, lr = configs.variant(SIZES, arg.variant)
-    config = configs.base(model="encoder_decoder", objective="denoising")
+    config = configs.base(model="encoder_decoder", objective="spans")
     config.label = f"T5-{arg.variant}"
     model = config.model  # its defaults are T5's
     model.num_layers, model.hidden_size, model.ffn_size = layers, width, ffn
@@ -34,5 +34,6 @@ def get_config(arg=None):
     model.init_std, model.fan_in_init = width**-0.5, True
     model.dropout, model.attention_dropout = 0.0, 0.0
     config.optimizer.lr = lr
+    model.vocab_size = config.tokenizer.vocab_size + config.objective.num_sentinels
     bert.set_run(config, arg, VOCAB)
     return config

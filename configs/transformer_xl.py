@@ -6,9 +6,9 @@ bert.py. The WikiText-103 sizes always have the published vocabulary, which is w
 cut up; ids must be sorted by frequency there, as those of a unigram tokenizer nearly are.
 
 Recipes are those of the authors' scripts: PyTorch's for the two that share u and v among layers,
-TensorFlow's for the large ones. Rows are trained without memory; the memory's length, its clamped
-distances and `same_length` are those of the published evaluation, on segments of 80 (enwik8-12), 64
-(wt103-base) or 128, and change nothing in rows of the published length.
+TensorFlow's for the large ones. Training has a row's length of the text before it in memory.
+Evaluation has the published memory and clamped distances, but goes over the text in the rows of
+training, which are longer than the published ones: 80 (enwik8-12), 64 (wt103-base) or 128.
 """
 
 from configs import bert
@@ -41,15 +41,15 @@ def get_config(arg=None):
     arg = configs.parse_arg(arg, variant="tiny", seq=0, published=False, probes=False)
     layers, width, heads, ffn = configs.variant(SIZES, arg.variant)
     rows, seq, steps, warmup, dropout, attention_dropout = RECIPES[arg.variant]
-    config = configs.base(model="transformer_xl", objective="causal")
+    config = configs.base(model="transformer_xl", objective="recurrent")
     config.label = f"Transformer-XL-{arg.variant}"
     model, optimizer = config.model, config.optimizer
     model.num_layers, model.hidden_size, model.num_heads, model.ffn_size = layers, width, heads, ffn
     model.dropout, model.attention_dropout = dropout, attention_dropout
     model.shared_biases = arg.variant in ("enwik8-12", "wt103-base")
+    model.mem_len = arg.seq or seq
     if arg.variant in MEMORY:
-        model.mem_len, model.clamp_len = MEMORY[arg.variant]
-        model.same_length = True
+        config.objective.eval_mem_len, config.objective.eval_clamp_len = MEMORY[arg.variant]
     if arg.variant.startswith("wt103"):
         model.vocab_size, model.cutoffs = WT103, "20000,40000,200000"
     elif arg.published:
@@ -59,7 +59,7 @@ def get_config(arg=None):
     config.train.batch_size, config.train.seq_len = rows, arg.seq or seq
     config.train.budget = f"{steps} steps"
     optimizer.lr = 2.5e-4
-    optimizer.schedule, optimizer.warmup = "cosine", warmup / steps
+    optimizer.schedule, optimizer.warmup = "cosine", f"{warmup / steps:.3%}" if warmup else ""
     optimizer.end = 0.004 if warmup else 0.0
     optimizer.b2, optimizer.eps, optimizer.weight_decay = 0.999, 1e-8, 0.0
     optimizer.clip = 0.25

@@ -11,12 +11,24 @@ from pretrain.errors import UserError
 class Budget:
     """An amount of training: ``steps``, or else ``seconds`` of stepping."""
 
-    steps: int | None
+    steps: float | None
     seconds: float | None = None
+
+    def spent(self, step: int, seconds: float) -> float:
+        """How often it is spent: 0 at the start, 1 at its end, and on."""
+        return step / self.steps if self.steps else seconds / self.seconds
 
     def progress(self, step: int, seconds: float) -> float:
         """Fraction spent, in [0, 1]."""
-        return min(1.0, step / self.steps if self.steps else seconds / self.seconds)
+        return min(1.0, self.spent(step, seconds))
+
+    def comparable(self, other: "Budget") -> bool:
+        """Whether both are counted in steps, or both in seconds."""
+        return (self.steps is None) == (other.steps is None)
+
+    def share(self, whole: "Budget") -> float:
+        """Of a `comparable` one, as a fraction."""
+        return (self.steps or self.seconds) / (whole.steps or whole.seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +41,12 @@ class Units:
     flops_per_row: float
 
     def budget(self, text: str, key: str, whole: Budget | None = None) -> Budget:
-        """Parses a duration of the config; ``%`` is of the ``whole``."""
+        """Parses a duration of the config, in whole steps; ``%`` is of the ``whole``."""
+        span = self.span(text, key, whole)
+        return span if span.steps is None else Budget(max(1, math.ceil(span.steps - 1e-9)))
+
+    def span(self, text: str, key: str, whole: Budget | None = None) -> Budget:
+        """As `budget`, with fractions of a step."""
         amount, unit = duration(text, key)
         if unit == "seconds":
             return Budget(None, amount)
@@ -37,15 +54,16 @@ class Units:
             raise UserError(f"config.{key}: found {text!r}, but there is no whole of it")
         if unit == "%" and whole.steps is None:
             return Budget(None, amount / 100 * whole.seconds)
+        if unit == "%":
+            return Budget(amount / 100 * whole.steps)
         per_step = {
             "steps": 1.0,
             "examples": self.batch_size,
             "epochs": self.batch_size / self.num_rows,
             "tokens": self.batch_size * self.tokens_per_row,
             "flops": self.batch_size * self.flops_per_row,
-            "%": 100.0 / whole.steps if whole is not None else math.nan,
         }
-        return Budget(max(1, math.ceil(amount / per_step[unit] - 1e-9)))
+        return Budget(amount / per_step[unit])
 
 
 class Periodic:

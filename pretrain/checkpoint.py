@@ -1,7 +1,9 @@
 """Checkpoints: one thin layer on Orbax.
 
-A checkpoint holds three items: ``params``, ``rest`` (step and optimizer state) and ``meta`` (JSON:
-counters of the loop). Parameters alone can be read, on any mesh, by evaluation and by fine-tuning.
+A checkpoint holds three items: ``params``, ``rest`` (step, optimizer state, memory) and ``meta``
+(JSON: counters of the loop). Parameters alone can be read, on any mesh, by evaluation and by
+fine-tuning; they are the moving average where a run keeps one, and ``rest`` then holds those that
+it trains.
 """
 
 import pathlib
@@ -54,10 +56,14 @@ class Checkpointer:
         if self.has(step):
             return
         rest = {"step": state.step, "opt_state": state.opt_state}
+        if state.mean is not None:
+            rest["trained"] = state.params
+        if state.memory is not None:
+            rest["memory"] = state.memory
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
+                params=ocp.args.StandardSave(state.scored),
                 rest=ocp.args.StandardSave(rest),
                 meta=ocp.args.JsonSave(meta),
             ),
@@ -66,6 +72,10 @@ class Checkpointer:
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest state, on the shardings of ``abstract``, and its ``meta``."""
         rest = {"step": abstract.step, "opt_state": abstract.opt_state}
+        if abstract.mean is not None:
+            rest["trained"] = abstract.params
+        if abstract.memory is not None:
+            rest["memory"] = abstract.memory
         restored = self._manager.restore(
             self.latest_step(),
             args=ocp.args.Composite(
@@ -74,8 +84,10 @@ class Checkpointer:
                 meta=ocp.args.JsonRestore(),
             ),
         )
-        state = TrainState(params=restored["params"], **restored["rest"])
-        return state, restored["meta"]
+        rest, params = restored["rest"], restored["params"]
+        if "trained" in rest:
+            rest["mean"], params = params, rest.pop("trained")
+        return TrainState(params=params, **rest), restored["meta"]
 
     def discard_after(self, step: int) -> None:
         """Deletes later steps: a run that goes on from ``step`` makes them again."""

@@ -17,6 +17,7 @@ from pretrain.stats import Interval, difference, interval
 
 Row = dict[str, Any]
 
+TWINS = ("pretrained", "scratch", "linear")  # what a distilled model is held against, if there
 LABELLED = ("classify", "tag")  # every other objective is pretraining
 SIZE_STEP = 1.25  # models whose non-embedding parameters differ by less count as equally large
 
@@ -91,7 +92,7 @@ class Model:
     """A line of a task's comparison. ``pretraining`` is the objective of the run it starts from."""
 
     name: str
-    kind: str  # "linear" | "scratch" | "pretrained"
+    kind: str  # "linear" | "scratch" | "pretrained" | "distilled"
     embedding: int
     other: int
     pretraining: str
@@ -153,10 +154,9 @@ def tasks(rows: Sequence[Row]) -> list[Task]:
             task.labels.sort()
         if model not in task.models:
             roots = ancestors(row, by_name)
-            scratch = "linear" if row["architecture"] == "linear" else "scratch"
             task.models[model] = Model(
                 name=model,
-                kind="pretrained" if row["init_from"] else scratch,
+                kind=_kind(row),
                 embedding=row.get("params.embedding") or 0,
                 other=row.get("params.other") or 0,
                 pretraining=(roots[-1].get("objective") or "") if roots else "",
@@ -168,6 +168,14 @@ def tasks(rows: Sequence[Row]) -> list[Task]:
             math.nan if validation is None else validation
         )
     return list(result.values())
+
+
+def _kind(row: Row) -> str:
+    if row.get("teacher"):
+        return "distilled"
+    if row["init_from"]:
+        return "pretrained"
+    return "linear" if row["architecture"] == "linear" else "scratch"
 
 
 def ancestors(row: Row, by_name: Mapping[str, Row]) -> list[Row]:
@@ -184,7 +192,8 @@ def ancestors(row: Row, by_name: Mapping[str, Row]) -> list[Row]:
 def pretraining_cost(row: Row, by_name: Mapping[str, Row]) -> dict[str, float] | None:
     """Tokens, flops and seconds spent before this run, following ``init_from`` to its end.
 
-    Zeros for a run from scratch; None where the table lacks a run that it starts from.
+    A teacher's own cost is no part of it. Zeros for a run from scratch; None where the table lacks
+    a run that it starts from.
     """
     chain = ancestors(row, by_name)
     if row["init_from"] and not chain:
@@ -197,7 +206,9 @@ def pretraining_cost(row: Row, by_name: Mapping[str, Row]) -> dict[str, float] |
 class Comparison:
     """``a`` against ``b`` at one label count; ``gain`` is positive where ``a`` is better."""
 
-    question: str  # "pretraining" | "size, pretrained" | "size, scratch" | "linear"
+    question: (
+        str  # "pretraining" | "distillation" | "size, pretrained" | "size, scratch" | "linear"
+    )
     a: str
     b: str
     labels: int
@@ -209,12 +220,20 @@ def comparisons(task: Task) -> list[Comparison]:
 
     "pretraining": each pretrained model against the one from scratch with as many parameters;
     "linear": each pretrained model against the linear model with the best mean validation score;
+    "distillation": each model that had a teacher against one of the same size that had none,
+    pretrained if there is one, else from scratch, else linear;
     "size": each model against the next smaller of its kind and pretraining objective.
     """
     pairs = [
         ("pretraining", model.name, labels, scratch)
         for model in task.kind("pretrained")
         if (scratch := counterpart(task, model))
+        for labels in task.labels
+    ]
+    pairs += [
+        ("distillation", model.name, labels, twin)
+        for model in task.kind("distilled")
+        if (twin := next(filter(None, (counterpart(task, model, kind) for kind in TWINS)), None))
         for labels in task.labels
     ]
     pairs += [
@@ -241,14 +260,14 @@ def gain(task: Task, a: str, b: str, labels: int) -> Interval | None:
     return difference(one, two) if sign(task.metric) > 0 else difference(two, one)
 
 
-def counterpart(task: Task, model: Model) -> str | None:
-    """The model from scratch with as many parameters; among several the like-named.
+def counterpart(task: Task, model: Model, kind: str = "scratch") -> str | None:
+    """The model of a kind with as many parameters; among several the like-named.
 
     Equal within 1 %, since a head has as many outputs as its sample has labels.
     """
     same = [
         m.name
-        for m in task.kind("scratch")
+        for m in task.kind(kind)
         if math.isclose(m.embedding, model.embedding, rel_tol=0.01)
         and math.isclose(m.other, model.other, rel_tol=0.01)
     ]
@@ -275,7 +294,7 @@ def size_pairs(task: Task) -> list[tuple[Model, Model]]:
     """(larger, smaller) neighbours in size among models of one kind and pretraining objective."""
     groups: dict[tuple[str, str], list[Model]] = {}
     for model in task.models.values():
-        if model.kind != "linear":
+        if model.kind in ("scratch", "pretrained"):
             groups.setdefault((model.kind, model.pretraining), []).append(model)
     pairs = []
     for group in groups.values():

@@ -16,7 +16,14 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from pretrain.errors import UserError
-from pretrain.schema import COLUMNS, LANGUAGE_MODELS, MODELS, OBJECTIVES, OPTIMIZERS
+from pretrain.schema import (
+    COLUMNS,
+    LANGUAGE_MODELS,
+    MODELS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    SMALL_MODELS,
+)
 
 CHOICES = ("model", "objective", "optimizer")  # sections whose keys depend on their ``name``
 _UNSET = object()
@@ -37,6 +44,7 @@ def base(model: str = "transformer", objective: str = "mlm", optimizer: str = "a
             keep_model=False,  # this config's model section stands, not the source's; as with tile
         )
     )
+    config.distill = ConfigDict(distillation())
     config.cache_dir = ""  # tokenizers and token stores; "": $PRETRAIN_CACHE or ~/.cache/pretrain
 
     config.model = ConfigDict({"name": model, **_choice("model", MODELS, model)})
@@ -100,6 +108,37 @@ def base(model: str = "transformer", objective: str = "mlm", optimizer: str = "a
     return config.lock()
 
 
+def distillation() -> dict[str, Any]:
+    """The section ``distill``: what a teacher adds to the objective, see docs/distillation.md."""
+    return dict(
+        teacher="",  # workdir of a finished run to imitate; "": none, and nothing below is read
+        task=1.0,  # weight of the objective's own loss
+        logits=0.0,  # KL(teacher || student) of the outputs times temperature^2
+        temperature=1.0,
+        top_k=0,  # causal: so many of the teacher's outputs a position are kept on disk and read
+        # back by row; 0: it runs beside the student. (Class probabilities are always kept.)
+        all_positions=False,  # mlm: outputs at all real positions, not the masked ones alone
+        transfer="",  # classify: a source of texts without labels that the teacher labels
+        cosine=0.0,  # 1 - cosine of the last layers' hidden states
+        embeddings=0.0,  # mean squared difference of what enters the first layer
+        hidden=0.0,  # mean squared difference of what the layers pass on
+        standardise=False,  # hidden states of mean 0 and variance 1 first (MobileBERT)
+        mean=0.0,  # squared difference of hidden states' means over the width (MobileBERT)
+        variance=0.0,  # and of their variances
+        attention=0.0,  # KL(teacher || student) of the attention distributions (MobileBERT)
+        attention_scores=0.0,  # mean squared difference before the softmax (TinyBERT)
+        layers="",  # the teacher's layer, from 1, for each of the student's; "": evenly
+        projection="",  # of the student's states to the teacher's width: "" (equal widths),
+        # "shared" by all layers (TinyBERT), or "layer": one for each
+        relations=0.0,  # KL of self-attention relations of the last layer (MiniLM)
+        relation_pairs="query-query,key-key,value-value",  # MiniLM 1: "query-key,value-value"
+        relation_heads=0,  # heads that the vectors are cut into; 0: as many as attention has
+        relation_layer=0,  # the teacher's, from 1; 0: its last
+        progressive=0.0,  # first share of the budget in which the layers are learned one after
+        # the other by their terms alone, those below frozen; the rest learns without these terms
+    )
+
+
 def defaults(config: ConfigDict) -> dict[str, Any]:
     """The leaves of `base` for the choices that a whole config has made; none for a section."""
     choices = [config.get(section, {}).get("name") for section in CHOICES]
@@ -135,21 +174,28 @@ def _drop_unused(config: ConfigDict) -> None:
     for name in set().union(*COLUMNS.values()).difference(COLUMNS[config.objective.name]):
         del config.data[name]
     if config.objective.name in LANGUAGE_MODELS:
-        if config.model.name == "linear":
+        if (name := config.model.name) in SMALL_MODELS:
             raise UserError(
-                f"config.model.name: found 'linear' with objective.name {config.objective.name!r}, "
+                f"config.model.name: found {name!r} with objective.name {config.objective.name!r}, "
                 "expected transformer"
             )
         del config.data.limit, config.data.validation_limit
+        if config.objective.name == "recurrent":
+            del config.data.packing  # one stream
     else:
         del config.evals.probes
         del config.data.packing
+    if config.model.name in SMALL_MODELS:
+        del config.tokenizer
+        if config.objective.name == "tag":
+            del config.objective.pooler
     if config.model.name == "linear":
-        del config.tokenizer, config.train.seq_len, config.objective.head_dropout
+        del config.train.seq_len, config.objective.head_dropout
         if config.objective.name == "classify":
             del config.objective.pool, config.model.window
         else:
-            del config.model.ngrams, config.objective.pooler
+            for name in MODELS["linear"].keys() - {"num_features", "window"}:
+                del config.model[name]
 
 
 def _choice(key: str, table: Mapping[str, dict], name: str) -> dict:
@@ -226,34 +272,49 @@ def set_key(config: ConfigDict, key: str, value: Any) -> None:
 AT_LEAST_ONE = (
     *("model.num_layers", "model.hidden_size", "model.num_heads", "model.ffn_size"),
     *("model.max_positions", "model.unroll", "model.global_every", "model.bottleneck_size"),
+    *("model.min_ngrams", "model.min_char_ngrams", "model.min_count", "model.word_length"),
     *("model.num_ffns", "model.relative_buckets", "model.relative_distance", "model.div_val"),
-    *("objective.chunk_size", "optimizer.memory"),
+    *("objective.chunk_size", "objective.mean_span", "objective.num_sentinels"),
+    "optimizer.memory",
     *("train.accumulate", "evals.batch_size", "checkpoint.keep"),
 )
 NOT_NEGATIVE = (
     *("model.vocab_size", "model.type_vocab_size", "model.window", "objective.C"),
     *("model.embedding_size", "model.num_kv_heads", "model.head_size", "model.position_offset"),
     *("model.local_window", "model.num_decoder_layers", "model.decoder_start_id"),
-    *("model.mem_len", "model.clamp_len"),
+    *("model.mem_len", "model.clamp_len", "model.ngrams", "model.char_ngrams"),
+    *("objective.eval_mem_len", "objective.eval_clamp_len"),
+    *("objective.static_masks", "objective.generator_size", "objective.generator_layers"),
+    "objective.discriminator_weight",
     *("seed", "data.limit", "data.validation_limit", "train.batch_size", "evals.batches"),
     *("optimizer.lr", "optimizer.end", "optimizer.weight_decay", "optimizer.clip"),
+    "optimizer.update_clip",
+    *(f"distill.{name}" for name in ("task", "logits", "top_k", "cosine", "embeddings", "hidden")),
+    *(f"distill.{name}" for name in ("mean", "variance", "attention", "attention_scores")),
+    *(f"distill.{name}" for name in ("relations", "relation_heads", "relation_layer")),
 )
 POSITIVE = (
+    "distill.temperature",
+    "model.smoothing",
     *("model.norm_eps", "model.outer_norm_eps", "model.rotary_base", "model.local_rotary_base"),
-    *("optimizer.eps", "optimizer.tolerance"),
+    *("optimizer.eps", "optimizer.tolerance", "optimizer.rms", "optimizer.layer_decay"),
 )
 DROPOUT = ("model.dropout", "model.attention_dropout", "objective.head_dropout")
 SHARES = (
-    *(*DROPOUT, "objective.mask_rate", "objective.replace_rate"),
-    *("optimizer.warmup", "optimizer.b1", "optimizer.b2"),
+    *(*DROPOUT, "objective.mask_rate", "objective.replace_rate", "objective.short_rate"),
+    "distill.progressive",
+    *("optimizer.b1", "optimizer.b2", "optimizer.momentum", "optimizer.ema"),
+    "optimizer.decay_rate",
 )
 PROBABILITIES = ("objective.mask_prob", "objective.random_prob")
+UNIT = (*PROBABILITIES, "model.beta")
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (AT_LEAST_ONE, lambda x: x >= 1, "at least 1"),
     (NOT_NEGATIVE, lambda x: x >= 0, "at least 0"),
     (POSITIVE, lambda x: x > 0, "more than 0"),
     (SHARES, lambda x: 0 <= x < 1, "from 0 to below 1"),
-    (PROBABILITIES, lambda x: 0 <= x <= 1, "from 0 to 1"),
+    (UNIT, lambda x: 0 <= x <= 1, "from 0 to 1"),
+    (("objective.noise_density",), lambda x: 0 < x <= 0.5, "above 0, to 0.5"),
 )
 
 
@@ -282,7 +343,15 @@ def check(config: ConfigDict) -> None:
             f"config.objective.random_prob: found {random} with mask_prob {mask}, expected at most "
             "1 together"
         )
+    loss = leaves.get("objective.loss", "softmax")
+    if leaves.get("objective.crf") and loss != "softmax":
+        raise UserError(f"config.objective.loss: found {loss!r} with crf, expected 'softmax'")
     if config.optimizer.name == "lbfgs":
+        if loss == "hinge":
+            raise UserError(
+                "config.optimizer.name: found 'lbfgs' with objective.loss 'hinge', which has no "
+                "gradient at its kinks; expected adamw, or objective.loss 'squared_hinge'"
+            )
         wanted = {"train.batch_size": 0, "train.accumulate": 1, **dict.fromkeys(DROPOUT, 0.0)}
         for key, value in wanted.items():
             if leaves.get(key, value) != value:
@@ -290,10 +359,11 @@ def check(config: ConfigDict) -> None:
                     f"config.{key}: found {leaves[key]}, expected {value}: the line search of "
                     "optimizer.name 'lbfgs' needs the same loss at every step"
                 )
-        if (name := config.objective.name) in ("mlm", "rtd", "denoising"):
+        if (name := config.objective.name) not in ("causal", "classify", "tag"):
             raise UserError(
-                f"config.optimizer.name: found 'lbfgs' with objective.name {name!r}, whose masks "
-                "change with every step; expected adamw"
+                f"config.optimizer.name: found 'lbfgs' with objective.name {name!r}, whose loss "
+                "changes with every step; expected adamw or another of "
+                f"{', '.join(name for name in OPTIMIZERS if name not in ('adamw', 'lbfgs'))}"
             )
 
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from pretrain import metrics, sharding, state
 from pretrain.data import labels
-from pretrain.data.loader import Batch, Columns, Dataset, eval_batches
+from pretrain.data.loader import Batch, Columns, Dataset, eval_batches, is_stream
 from pretrain.errors import UserError
 from pretrain.objectives.base import Objective
 from pretrain.tasks import LANGUAGE_MODELS, Split, Task
@@ -22,7 +22,7 @@ def create(task: Task, split: str, mesh: Mesh, batch_size: int, batches: int = 0
     """The evaluator of one split of a task, or of a `sample` of about ``batches`` (0: all)."""
     kinds = {"classify": ClassificationScores, "tag": EntityScores}
     kind = kinds.get(task.objective.name, LanguageModelScores)
-    part = sample(task, split, batches * batch_size) if batches else task.splits[split]
+    part = sample(task, split, batch_size, batches) if batches else task.splits[split]
     run = Batches(task.objective, part, mesh, batch_size)
     if task.objective.name in LANGUAGE_MODELS:
         return kind(run)
@@ -34,6 +34,7 @@ class Rows:
 
     def __init__(self, store: Dataset, rows: np.ndarray):
         self._store, self._rows, self.stats = store, rows, store.stats
+        self.stream = is_stream(store)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -42,11 +43,13 @@ class Rows:
         return self._store[self._rows[indices]]
 
 
-def sample(task: Task, split: str, count: int) -> Split:
-    """About ``count`` rows of a split, evenly spaced: the same in every run.
+def sample(task: Task, split: str, batch_size: int, batches: int) -> Split:
+    """About so many batches of a split, evenly spaced: the same in every run.
 
-    Of labelled examples, whole ones: as many as fill about so many rows.
+    Of labelled examples, whole ones: as many as fill about so many rows. Of a stream, stretches of
+    rows, one for each row of a batch.
     """
+    count = batches * batch_size
 
     def evenly(count: int, total: int) -> np.ndarray:
         return np.arange(count) * total // count
@@ -55,6 +58,10 @@ def sample(task: Task, split: str, count: int) -> Split:
     total = len(part.dataset)
     if count >= total:
         return part
+    if is_stream(part.dataset):
+        starts = evenly(batch_size, total // batches) * batches
+        rows = (starts[:, None] + np.arange(batches)).ravel()
+        return Split(Rows(part.dataset, rows), part.about)
     if part.examples is None:
         return Split(Rows(part.dataset, evenly(count, total)), part.about)
     chosen = evenly(max(1, count * len(part.examples) // total), len(part.examples))
@@ -73,6 +80,9 @@ class Batches:
     def __call__(self, params: dict) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
         """Yields ``(batch of this process's rows, prediction for all rows)``."""
         predict = state.predict_fn(self.objective, self._mesh)
+        memory = {}
+        if self.objective.carries_memory:
+            memory = state.initial_memory(self.objective, self._mesh, self._size, held_out=True)
         batches = eval_batches(
             self.split.dataset,
             self._size,
@@ -81,7 +91,11 @@ class Batches:
         )
         for batch in batches:
             inputs = sharding.to_global(batch, self._mesh)
-            yield batch, jax.device_get(predict(params, inputs))
+            if memory:
+                found, memory = predict(params, inputs | {"memory": memory})
+            else:
+                found = predict(params, inputs)
+            yield batch, jax.device_get(found)
 
     def stacked(self, params: dict) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """All rows' columns and predictions ``[n, ...]``."""
@@ -130,9 +144,11 @@ class ClassificationScores(LabelledScores):
     def predict(self, params: dict) -> tuple[np.ndarray, np.ndarray]:
         """Labels ``[n]`` and log-probabilities ``[n, C]`` of the split's documents."""
         columns, log_probs = self._run.stacked(params)
-        merged = labels.merge_windows(log_probs, columns["example"], columns["weights"])
+        counts = columns["weights"] > 0  # [n], or [n, L] where rows hold several documents
+        example, weights = columns["example"][counts], columns["weights"][counts]
+        merged = labels.merge_windows(log_probs[counts], example, weights)
         gold = np.zeros(len(merged), np.int64)
-        gold[columns["example"]] = columns["labels"]
+        gold[example] = columns["labels"][counts]
         return gold, merged
 
     def scores(self, gold: np.ndarray, log_probs: np.ndarray) -> Scores:
@@ -162,7 +178,8 @@ class EntityScores(LabelledScores):
         """Gold and predicted tags of the split's sentences."""
         columns, log_probs = self._run.stacked(params)
         gold = labels.words_from_predictions(columns, columns["labels"], self._names)
-        return gold, labels.decode_tags(columns, log_probs, self._names)
+        crf = jax.device_get(params.get("crf"))
+        return gold, labels.decode_tags(columns, log_probs, self._names, crf)
 
     def scores(self, gold: list[list[str]], predicted: list[list[str]]) -> Scores:
         return metrics.entity_scores(gold, predicted)

@@ -31,6 +31,11 @@ QUESTIONS = {  # title, who is held against whom, the sentence where there is no
         "Pretraining: no model was run both pretrained and from scratch on the same seeds, so what "
         "pretraining buys is unknown.",
     ),
+    "distillation": (
+        "Distillation",
+        "the model with a teacher against the same model without",
+        "",
+    ),
     "size, pretrained": (
         "Size, with pretraining",
         "the larger model against the next smaller",

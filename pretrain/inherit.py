@@ -15,13 +15,14 @@ from pretrain.checkpoint import load_params
 from pretrain.data import encoders
 from pretrain.errors import UserError
 from pretrain.files import read_json, write_text
-from pretrain.schema import RUNTIME_FIELDS
+from pretrain.schema import RUNTIME_FIELDS, SMALL_MODELS
 from pretrain.surgery import FRESH, Surgery
+from pretrain.trees import dimension_names
 
 logger = logging.getLogger(__name__)
 
 REPORT = "surgery.txt"  # in the workdir: what became of every array
-LABEL_HEADS = ("classification_head/", "tagging_head/")
+LABEL_HEADS = ("classification_head/", "tagging_head/", "crf/")
 SPECIAL = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")  # of a tokenizer
 
 
@@ -38,7 +39,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
             raise UserError("config.init_from: found '' with config.surgery, expected a workdir")
         return config
     source = _model_of(config.init_from)
-    if "linear" in (source["name"], config.model.name) and source["name"] != config.model.name:
+    names = {source["name"], config.model.name}
+    if len(names) > 1 and not names.isdisjoint(SMALL_MODELS):
         raise UserError(
             f"config.init_from: {config.init_from} holds a {source['name']} model, expected one "
             f"for a config with model.name {config.model.name!r}"
@@ -99,7 +101,7 @@ def inherit_params(
     Prints in short what became of which array, and writes it in full into the workdir.
     """
     operation = operation or Surgery()
-    boxed = jax.eval_shape(task.objective.init, jax.random.key(0))["params"]
+    boxed = jax.eval_shape(task.learner.init, jax.random.key(0))["params"]
     rows = {}
     if "vocab" in operation.resize:
         old, new = encoders.load(pathlib.Path(init_from)).tokenizer, task.encoder.tokenizer
@@ -111,7 +113,7 @@ def inherit_params(
         source,
         operation,
         origin=f"{init_from} at step {step}",
-        names=surgery.dimension_names(boxed),
+        names=dimension_names(boxed),
         rows=rows,
     )
     _check_labels(init_from, task.encoder.label_names, report)

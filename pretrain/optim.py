@@ -1,74 +1,144 @@
-"""Optimizers and learning-rate schedules over *progress*: the fraction of the budget that is spent.
+"""Optimizers: from summed gradients to new parameters.
 
-A step is told its progress, so that one compiled step serves every length and unit of budget.
+What differs between them stands in `pretrain.directions`; what they share, here: clipping, weight
+decay by name, layer-wise learning rates, frozen parameters, an average of the parameters. The
+learning rate comes from outside (`pretrain.schedules`).
 """
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from pretrain import schedules
+from pretrain.directions import DIRECTIONS, Leaves, only
 from pretrain.errors import UserError
-
-DECAYED = ("kernel", "embedding")  # by name: a rank test fails on layers stacked for a scan
-
-SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "linear": lambda x: 1.0 - x,
-    "cosine": lambda x: 0.5 * (1.0 + jnp.cos(jnp.pi * x)),
-    "constant": jnp.ones_like,
-}
+from pretrain.trees import Names, flatten, nest, split
 
 
-def decay_mask(params: Any) -> Any:
-    """True on kernels and embeddings, False on biases and norm scales."""
+def matcher(pattern: str, key: str, paths: Any) -> Callable[[str], bool]:
+    """Whether a path matches a regular expression as a whole; `UserError` if none does."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"config.optimizer.{key}: {pattern!r}: {error}") from None
+    paths = sorted(paths)
+    if not any(map(compiled.fullmatch, paths)):
+        raise UserError(
+            f"config.optimizer.{key}: found {pattern!r}, which matches no parameter; expected a "
+            f"regular expression for whole paths such as {paths[-1] if paths else 'kernel'}"
+        )
+    return lambda path: compiled.fullmatch(path) is not None
 
-    def decayed(path, _):  # the last name of the path: boxed leaves add an attribute after it
-        return [entry.key for entry in path if hasattr(entry, "key")][-1] in DECAYED
 
-    return jax.tree_util.tree_map_with_path(decayed, params)
+def split_frozen(params: Any, freeze: str) -> tuple[Any, Any]:
+    """``(parameters to train, frozen ones)``: those whose path matches ``freeze`` ("": none)."""
+    if not freeze:
+        return params, {}
+    frozen, trained = split(params, matcher(freeze, "freeze", flatten(params)))
+    if not trained:
+        raise UserError(
+            f"config.optimizer.freeze: found {freeze!r}, which matches every parameter; expected "
+            "to leave some to train"
+        )
+    return trained, frozen
+
+
+def layer_scales(shapes: Mapping[str, Any], names: Mapping[str, Names], decay: float) -> dict:
+    """By path, what the learning rate is multiplied with: ``decay`` for every layer further down.
+
+    Heads: 1; the last layer, and a norm behind it: ``decay``; the first of n: ``decay ** n``;
+    embeddings, and all else before the layers: ``decay ** (n + 1)`` (Clark et al. 2020, whose
+    release puts all but the head one factor lower). An encoder lies below its decoder. Of stacked
+    layers: an array ``[n, 1, ...]``.
+    """
+    leaves, trunks = Leaves(names), {}
+    for path, shape in shapes.items():
+        if leaves.is_stacked(path):
+            stack = path.partition("/layers/")[0]
+            first = any(other.startswith(f"{stack}/first_layer/") for other in shapes)
+            trunk = stack.removesuffix("/encoder").removesuffix("/decoder")
+            trunks.setdefault(trunk, {})[stack] = first, shape[0] + first
+    if not trunks:
+        raise UserError(
+            f"config.optimizer.layer_decay: found {decay} with a model without layers, expected 1.0"
+        )
+
+    def depth(path: str, stacks: Mapping[str, tuple[bool, int]]) -> int | np.ndarray:
+        """0 for embeddings, from 1 on for layers."""
+        below = 0
+        for stack in sorted(stacks, reverse=True):  # the encoder, then the decoder
+            first, count = stacks[stack]
+            if path.startswith(f"{stack}/"):
+                part = path.removeprefix(f"{stack}/").partition("/")[0]
+                if part == "layers":
+                    return np.arange(below + first, below + count) + 1
+                return below + {"first_layer": 1, "final_norm": count}.get(part, 0)
+            below += count
+        return 0
+
+    def scale(path: str) -> float | np.ndarray:
+        trunk = next((t for t in trunks if path.startswith(f"{t}/")), None)
+        if trunk is None:
+            return 1.0
+        total = sum(count for _, count in trunks[trunk].values())
+        power = total + 1 - depth(path, trunks[trunk])
+        if np.ndim(power):
+            power = power.reshape(-1, *(1,) * (len(shapes[path]) - 1))
+        return np.float32(decay) ** power
+
+    return {path: scale(path) for path in shapes}
 
 
 @dataclasses.dataclass(frozen=True)
-class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019) and global-norm clipping."""
+class Descent:
+    """Steps in a direction of `DIRECTIONS`, with what all of them share."""
 
-    lr: float
-    schedule: str
-    warmup: float
-    end: float
-    b1: float
-    b2: float
-    eps: float
+    direction: str
+    options: tuple[tuple[str, Any], ...]  # of the direction
     weight_decay: float
+    decayed: str
+    layer_decay: float
+    freeze: str
     clip: float
+    ema: float
 
-    def _transform(self) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
-            optax.scale_by_adam(self.b1, self.b2, self.eps),
-            optax.add_decayed_weights(self.weight_decay, decay_mask),
-        )
+    def _transform(self, names: Mapping[str, Names], params: Any) -> optax.GradientTransformation:
+        paths = flatten(params).keys()
+        decayed = matcher(self.decayed, "decayed", {*paths, *names})
+        decay = optax.add_decayed_weights(self.weight_decay)
+        decay = only(decayed, decay) if self.weight_decay else optax.identity()
+        leaves = Leaves({path: names.get(path, ()) for path in paths})
+        return DIRECTIONS[self.direction](leaves, decayed, decay, **dict(self.options))
 
-    def init(self, params: Any) -> Any:
-        return self._transform().init(params)
+    def init(self, params: Any, names: Mapping[str, Names]) -> Any:
+        """The state before the first update of the parameters to train.
 
-    def learning_rate(self, progress: jax.Array) -> jax.Array:
-        """Rises from 0 over ``warmup``, then follows the schedule down to ``end * lr`` at 1."""
-        after = jnp.clip((progress - self.warmup) / max(1.0 - self.warmup, 1e-9), 0.0, 1.0)
-        scale = self.end + (1.0 - self.end) * SCHEDULES[self.schedule](after)
-        ramp = jnp.minimum(1.0, progress / self.warmup) if self.warmup else 1.0
-        return self.lr * scale * ramp
+        ``names``: of the dimensions of each parameter, frozen ones too, by path.
+        """
+        return self._transform(names, params).init(params)
 
-    def update(self, grads, state, params, *, progress, value, value_fn):
-        """``(new params, new state, scalars to log)``."""
+    def update(self, grads, state, params, *, names, lr, value, value_fn):
+        """``(new params, new state, scalars to log)``.
+
+        ``names`` as of `init`; ``lr``: the learning rate of this update.
+        """
         del value, value_fn
-        updates, state = self._transform().update(grads, state, params)
-        rate = self.learning_rate(progress)
-        params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        return params, state, {"lr": rate}
+        if self.clip:
+            grads, _ = optax.clip_by_global_norm(self.clip).update(grads, optax.EmptyState())
+        updates, state = self._transform(names, params).update(grads, state, params)
+        if self.layer_decay != 1.0:
+            flat = flatten(updates)
+            shapes = {path: x.shape for path, x in flat.items()}
+            scales = layer_scales(shapes, names, self.layer_decay)
+            updates = nest({path: x * scales[path] for path, x in flat.items()})
+        params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
+        return params, state, {"lr": lr}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,16 +150,19 @@ class LBFGS:
 
     memory: int
     tolerance: float
+    freeze = ""  # nothing, and no average: it converges
+    ema = 0.0
 
     def _transform(self) -> optax.GradientTransformationExtraArgs:
         return optax.lbfgs(memory_size=self.memory)
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: Any, names: Mapping[str, Names]) -> Any:
+        del names
         return self._transform().init(params)
 
-    def update(self, grads, state, params, *, progress, value, value_fn):
+    def update(self, grads, state, params, *, names, lr, value, value_fn):
         """``(new params, new state, scalars to log)``; the identity once ``converged``."""
-        del progress
+        del names, lr
         largest = jax.tree.reduce(
             jnp.maximum, jax.tree.map(lambda g: jnp.abs(g).max(), grads), jnp.zeros(())
         )
@@ -107,14 +180,24 @@ class LBFGS:
         return params, state, scalars | {"evaluations": 1 + jnp.where(converged, 0, searched)}
 
 
-OPTIMIZERS = {"adamw": AdamW, "lbfgs": LBFGS}
+def average(mean: Any, params: Any, decay: float, updates: jax.Array) -> Any:
+    """An exponential moving average of the parameters, after so many ``updates``.
+
+    It follows faster at first, ``min(decay, (1 + n) / (10 + n))``, or short runs would average
+    their initial weights (as in TensorFlow's ``ExponentialMovingAverage``).
+    """
+    n = updates.astype(jnp.float32)
+    rate = 1.0 - jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+    return jax.tree.map(lambda m, p: m + rate * (p - m), mean, params)  # exact where they agree
 
 
-def create(name: str, **options) -> AdamW | LBFGS:
-    """The optimizer of ``config.optimizer``; `UserError` names a key with a wrong value."""
-    if options.get("schedule", "linear") not in SCHEDULES:
-        raise UserError(
-            f"config.optimizer.schedule: found {options['schedule']!r}, "
-            f"expected one of {', '.join(SCHEDULES)}"
-        )
-    return OPTIMIZERS[name](**options)
+SHARED = tuple(f.name for f in dataclasses.fields(Descent))[2:]
+
+
+def create(name: str, **options) -> Descent | LBFGS:
+    """The optimizer of ``config.optimizer``, whose `schedules.KEYS` are not its concern."""
+    options = {key: value for key, value in options.items() if key not in schedules.KEYS}
+    if name == "lbfgs":
+        return LBFGS(**options)
+    shared = {key: options.pop(key) for key in SHARED}
+    return Descent(name, tuple(sorted(options.items())), **shared)

@@ -29,7 +29,12 @@ from pretrain.page import quantity
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8860B", "#1d2530", "#8C6BB1")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
-DASHES = {"pretrained": "-", "scratch": (0, (5, 2)), "linear": (0, (1, 1.4))}
+DASHES = {
+    "pretrained": "-",
+    "distilled": (0, (4, 1, 1, 1)),
+    "scratch": (0, (5, 2)),
+    "linear": (0, (1, 1.4)),
+}
 DPI = 150
 BANDED = 4  # with more models than these, bands of intervals would hide each other
 MIN_SPAN = 0.1  # of a score axis, so that a hair's breadth does not look like a gulf

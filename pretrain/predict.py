@@ -8,7 +8,8 @@
 Each line is one text; each answer is one JSON object. A classifier gives probabilities, a tagger
 the entities (split into words at spaces, punctuation apart), a masked language model the likeliest
 pieces for each [MASK] ("\u2581" is the space before a word), a causal one a continuation, a
-replaced-token detector each piece's probability of not being the original.
+replaced-token detector each piece's probability of not being the original. An encoder-decoder that
+learned from spans writes what each [MASK] stands for, one that learned infilling the whole text.
 """
 
 import pathlib
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from pretrain import cli, evaluators, sharding, tasks
+from pretrain import cli, evaluators, sequences, sharding, tasks
 from pretrain.checkpoint import load_params
 from pretrain.data.loader import Columns
 from pretrain.data.tokenizer import AnyTokenizer
@@ -42,7 +43,7 @@ def predict(
     for name, value in (("top", top), ("tokens", tokens)):
         if value < 1:
             raise UserError(f"--{name}: found {value}, expected at least 1")
-    _, task = tasks.restore(workdir)
+    config, task = tasks.restore(workdir)
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
     params, _ = load_params(workdir, mesh)
     if task.encoder.task in ("classify", "tag"):
@@ -59,12 +60,19 @@ def predict(
             yield {"text": text, "masks": fill(model, params, pieces, text, limit, top)}
         elif task.encoder.task == "rtd":
             yield {"text": text, "tokens": detect(model, params, pieces, text, limit)}
+        elif task.encoder.task == "spans":
+            vocab_size = model.trunk.config.vocab_size
+            sentinels = sequences.sentinel_ids(config, pieces, vocab_size)
+            yield {"text": text, "spans": recover(model, params, pieces, text, limit, sentinels)}
+        elif task.encoder.task == "infilling":
+            ids, _ = _read(pieces, text, limit, [pieces.mask_id] * limit)
+            written = write(model, params, ids, limit, pieces.sep_id)
+            known = [piece for piece in written if piece < pieces.vocab_size]
+            yield {"text": text, "written": pieces.decode(known)}
         else:
-            key = jax.random.key(seed)
-            yield {
-                "text": text,
-                "continuation": sample(model, params, pieces, text, limit, tokens, key),
-            }
+            key, prefix = jax.random.key(seed), task.encoder.task == "prefix"
+            continuation = sample(model, params, pieces, text, limit, tokens, key, prefix)
+            yield {"text": text, "continuation": continuation}
 
 
 def fill(
@@ -74,17 +82,8 @@ def fill(
 
     A mask is a whole word with the space before it.
     """
-    masks = {MASK, pieces.mask_token}
-    *before, last = re.split("|".join(map(re.escape, masks)), text)
-    ids, masked = [pieces.cls_id], []
-    for part in before:
-        ids += pieces.encode(part.rstrip())
-        masked.append(len(ids))
-        ids.append(pieces.mask_id)
-    ids += [*pieces.encode(last), pieces.sep_id]
-    if not masked:
-        raise UserError(f"text: no {' or '.join(sorted(masks))} in {text!r}")
-    _check_length(ids, limit)
+    ids, masked = _read(pieces, text, limit, [pieces.mask_id] * limit)
+    _check_masks(pieces, text, masked)
     logits = _mask_logits(model, params, ids, masked)[:, : pieces.vocab_size]
     probabilities = np.array(jax.nn.softmax(logits))
     return [
@@ -108,6 +107,74 @@ def _mask_logits(
         logits.append(model.apply({"params": params}, hidden, method="logits"))
         written[place] = int(logits[-1].argmax())
     return jnp.stack(logits)
+
+
+def recover(
+    model: LanguageModel,
+    params: dict,
+    pieces: AnyTokenizer,
+    text: str,
+    limit: int,
+    sentinels: Sequence[int],
+) -> list[str]:
+    """What each ``[MASK]`` of ``text`` stands for, the likeliest piece at every step."""
+    ids, masked = _read(pieces, text, limit, sentinels)
+    _check_masks(pieces, text, masked)
+    spans: dict[int, list[int]] = {i: [] for i in sentinels[: len(masked)]}
+    span: list[int] = []
+    for piece in write(model, params, ids, limit, pieces.sep_id):
+        span = spans.get(piece, []) if piece in sentinels else span
+        span += [piece] if piece < pieces.vocab_size and piece not in sentinels else []
+    return [pieces.decode(found) for found in spans.values()]
+
+
+def write(
+    model: LanguageModel, params: dict, ids: Sequence[int], count: int, end_id: int
+) -> list[int]:
+    """What a decoder makes of ``ids``, always the likeliest id, up to ``end_id`` or ``count``.
+
+    Ids that are no pieces of a tokenizer may be among them.
+    """
+    rows, start = jnp.array([ids]), model.trunk.config.decoder_start_id
+
+    @jax.jit
+    def best(before, at):
+        hidden = model.apply({"params": params}, rows, decoder_tokens=before)
+        return model.apply({"params": params}, hidden[0, at], method="logits").argmax()
+
+    before, written = np.full((1, count), start, np.int32), []
+    for place in range(count):
+        written.append(int(best(before, place)))
+        if written[-1] == end_id:
+            return written[:-1]
+        before[0, place + 1 : place + 2] = written[-1]
+    return written
+
+
+def _read(
+    pieces: AnyTokenizer, text: str, limit: int, mask_ids: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """The ids of ``text``, its masks as ``mask_ids`` in turn, and the places of the masks."""
+    *before, last = re.split("|".join(map(re.escape, _masks(pieces))), text)
+    if len(before) > len(mask_ids):
+        raise UserError(f"text: found {len(before)} masks, expected at most {len(mask_ids)}")
+    ids, masked = [pieces.cls_id], []
+    for part, mask_id in zip(before, mask_ids, strict=False):
+        ids += pieces.encode(part.rstrip())
+        masked.append(len(ids))
+        ids.append(mask_id)
+    ids += [*pieces.encode(last), pieces.sep_id]
+    _check_length(ids, limit)
+    return ids, masked
+
+
+def _masks(pieces: AnyTokenizer) -> list[str]:
+    return sorted({MASK, pieces.mask_token or MASK})
+
+
+def _check_masks(pieces: AnyTokenizer, text: str, masked: Sequence[int]) -> None:
+    if not masked:
+        raise UserError(f"text: no {' or '.join(_masks(pieces))} in {text!r}")
 
 
 def detect(
@@ -137,18 +204,21 @@ def sample(
     limit: int,
     count: int,
     key: jax.Array,
+    prefix: bool = False,
 ) -> str:
     """Samples up to ``count`` tokens behind ``text``, until the end of the document.
 
-    The model sees the last ``limit`` tokens.
+    The model sees the last ``limit`` tokens, those of the text in both directions if it is a
+    ``prefix``.
     """
     ids = [pieces.cls_id, *pieces.encode(text)]
     start = len(ids)
     barred = np.array([i for i in pieces.special_ids if i != pieces.sep_id], np.int32)
 
     @jax.jit
-    def next_id(row, at, key):
-        hidden = model.apply({"params": params}, row[None])
+    def next_id(row, at, given, key):
+        seen = {"prefix": jnp.arange(limit)[None] < given} if prefix else {}
+        hidden = model.apply({"params": params}, row[None], **seen)
         logits = model.apply({"params": params}, hidden[0, at], method="logits")
         logits = logits[: pieces.vocab_size].at[barred].set(-jnp.inf)
         return jax.random.categorical(key, logits)
@@ -156,7 +226,8 @@ def sample(
     for step_key in jax.random.split(key, count):
         window = ids[-limit:]
         row = jnp.array(window + [pieces.pad_id] * (limit - len(window)))
-        ids.append(int(next_id(row, len(window) - 1, step_key)))
+        given = max(0, start - len(ids) + len(window))
+        ids.append(int(next_id(row, len(window) - 1, given, step_key)))
         if ids[-1] == pieces.sep_id:
             break
     return pieces.decode(ids[start:])

@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pretrain import config as configs
-from pretrain import evaluators, optim, sharding, state, tasks
+from pretrain import evaluators, optim, schedules, sharding, state, tasks
 from pretrain.budget import Units
 from pretrain.config import Reader
 from pretrain.data.loader import train_batches
@@ -35,7 +35,7 @@ class Probe:
                 f"config.train.budget: found {config.train.budget!r}, expected no seconds: "
                 "every probe has the same number of steps"
             )
-        self._steps = budget.steps
+        self._steps, self._rate = budget.steps, schedules.create(config.optimizer, units, budget)
         self._scores = evaluators.create(task, "validation", mesh, config.evals.batch_size)
 
     def __call__(self, params: dict) -> evaluators.Scores:
@@ -44,7 +44,7 @@ class Probe:
         init_key, step_key = jax.random.split(jax.random.key(self._seed))
         live = state.sharded_init(objective, optimizer, mesh, init_key)
         trunk = jax.tree.map(jnp.copy, params["trunk"])  # a step consumes its state
-        live = live.replace(params=live.params | {"trunk": trunk})
+        live = live.begin_with(live.params | {"trunk": trunk})
         batches = train_batches(
             self._task.splits["train"].dataset,
             batch_size=self._size,
@@ -57,9 +57,9 @@ class Probe:
         for step, batch in enumerate(batches):
             batch = sharding.to_global(batch, mesh)
             compiled = state.compile_train_step(objective, optimizer, mesh, 1, state.shapes(batch))
-            progress = jax.device_put(np.float32(step / self._steps), replicated)
-            live, _ = compiled.run(live, batch, step_key, progress)
-        return self._scores(live.params)
+            now = np.float32(step / self._steps), np.float32(self._rate(step, 0.0))
+            live, _ = compiled.run(live, batch, step_key, *jax.device_put(now, replicated))
+        return self._scores(live.scored)
 
 
 def create(config: Reader, name: str, pieces: AnyTokenizer, mesh: Mesh) -> Probe:

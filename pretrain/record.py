@@ -30,6 +30,7 @@ def describe(task: Task, params: dict[str, int], config: Reader) -> dict[str, An
         "label": config.label or f"{model}, {name}",
         "params": params,
         "init_from": config.init_from or None,
+        "teacher": config.distill.teacher or None,
         "seed": config.seed,
         "data": data
         | {"unigram_entropy": data["train"].get("unigram_entropy")}

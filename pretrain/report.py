@@ -46,6 +46,7 @@ from pretrain.stats import Interval
 
 QUESTIONS = {
     "pretraining": "pretrained / scratch",
+    "distillation": "distilled / not",
     "size, pretrained": "larger / smaller",
     "size, scratch": "larger / smaller",
     "linear": "pretrained / best linear",

@@ -137,8 +137,30 @@ MODELS = {
     ),
     "linear": dict(
         num_features=2**18,  # hash buckets
-        ngrams=2,  # classification: word n-grams up to this length
+        ngrams=2,  # classification: word n-grams up to this length; 0: none
+        min_ngrams=1,  # and from this length on
+        char_ngrams=0,  # classification: character n-grams within words, likewise
+        min_char_ngrams=2,
+        lowercase=True,  # classification: ignore case
+        weighting="tfidf",  # of an n-gram: "tfidf"; "naive_bayes" (log-count ratios of each class,
+        # NBSVM); "mean" (counts that sum to 1, fastText)
+        sublinear_tf=True,  # of "tfidf": term frequency tf counts as 1 + ln tf
+        smoothing=1.0,  # of "naive_bayes": added to each count
+        beta=1.0,  # predictions with (1 - beta) * mean |kernel| + beta * kernel (NBSVM: 0.25)
+        embedding_size=0,  # classification: embed n-grams, classify their sum (fastText); 0: linear
         window=2,  # tagging: neighbours on each side whose features a token sees
+    ),
+    "bilstm": dict(
+        vocab_size=20_000,  # rows of the word embedding: of the training set's words the most
+        # frequent, padding and the unknown word
+        min_count=2,  # rarer words are unknown ones
+        embedding_size=100,
+        num_layers=1,
+        hidden_size=200,  # of both directions together
+        characters="cnn",  # a word's vector from its characters: "cnn", "lstm", "none"
+        character_size=30,  # width of that vector and of the characters' embeddings
+        word_length=20,  # characters of a word that are read
+        dropout=0.5,  # of the words' vectors and behind each layer
     ),
 }
 
@@ -151,12 +173,23 @@ OBJECTIVES = {
         mask_rate=0.15,  # of a row's positions, exactly this many predicted (evaluated at 0.15)
         mask_prob=0.8,  # of the chosen positions, replaced by [MASK]
         random_prob=0.1,  # of the chosen positions, replaced by a random piece
+        whole_words=False,  # choose words, all of their pieces or none
+        static_masks=0,  # masks that a row ever has, one an epoch in turn (BERT: 10); 0: a new one
+        # in every step
+        sentence_pairs="",  # also learn of pairs whether B follows A: "nsp" (BERT), "sop" (ALBERT);
+        # goes with data.packing False
+        short_rate=0.1,  # of the pairs, cut to a random shorter length
     ),
     "causal": dict(
         chunk_size=64,  # positions of a row whose logits exist at a time
     ),
     "rtd": dict(
         replace_rate=0.15,  # of a row's positions, exactly this many drawn anew
+        generator_size=0.25,  # width, heads and feed-forward of the generator that draws them, as a
+        # share of the discriminator's; 0: none, random pieces
+        generator_layers=0,  # 0: as many as the discriminator has
+        mask_prob=0.85,  # of these positions, masked for the generator; it sees the others
+        discriminator_weight=50.0,  # of its loss, beside the generator's
     ),
     "denoising": dict(  # an encoder sees what "mlm" masks, the decoder writes the whole text
         mask_rate=0.15,  # as of "mlm"
@@ -164,23 +197,47 @@ OBJECTIVES = {
         random_prob=0.1,
         chunk_size=64,  # positions of a row whose logits exist at a time
     ),
+    "spans": dict(  # T5: an encoder sees a sentinel for each span, the decoder writes the spans
+        noise_density=0.15,  # of a row's tokens, exactly this many in spans
+        mean_span=3.0,  # tokens of a span on average
+        num_sentinels=100,  # ids above the tokenizer's pieces, where it has no <extra_id_0>, ...
+        chunk_size=64,  # positions of a row whose logits exist at a time
+    ),
+    "infilling": dict(  # BART: an encoder sees a mask for each span, the decoder writes the text
+        noise_density=0.3,  # of a row's ordinary tokens, exactly this many in spans
+        mean_span=3.0,  # of the Poisson lengths of spans; one of length 0 puts a mask in between
+        permute_sentences=True,  # in each document, before
+        chunk_size=64,  # positions of a row whose logits exist at a time
+    ),
+    "prefix": dict(  # a causal model that reads a random prefix of each document in both directions
+        chunk_size=64,  # positions of a row whose logits exist at a time
+    ),
+    "recurrent": dict(  # "causal" on a stream of text, model.mem_len positions of it in memory
+        chunk_size=64,  # positions of a row whose logits exist at a time
+        eval_mem_len=0,  # positions that each one sees in evaluation; 0: memory as in training
+        eval_clamp_len=0,  # with that: distances above it count as this one; 0: all differ
+    ),
     "none": dict(),  # an imported model without a head: to start from, and to embed with
     "classify": dict(
         pool="",  # "first" | "last" | "mean" | "pooler" (the family's own, model.pooler);
         # "": first for an encoder, last for a causal model
         head_dropout=0.1,
-        loss="softmax",  # "softmax" cross-entropy, or "squared_hinge" (one-vs-rest linear SVM)
+        loss="softmax",  # "softmax" cross-entropy, "squared_hinge" or "hinge" (one-vs-rest SVM)
         C=0.0,  # inverse L2 penalty on the kernels as in scikit-learn; 0: none
     ),
     "tag": dict(
         pooler=False,  # the dense layer of model.pooler at every position, as ModernBERT has it
         head_dropout=0.1,
+        crf=False,  # a conditional random field over the tags of a sentence; goes with "softmax"
         loss="softmax",
         C=0.0,
     ),
 }
 
-LANGUAGE_MODELS = ("mlm", "causal", "rtd", "denoising")  # on raw text; the others learn labels
+SMALL_MODELS = ("linear", "bilstm")  # of labelled tasks alone, without a tokenizer
+LANGUAGE_MODELS = (  # on raw text; the others learn labels
+    *("mlm", "causal", "rtd", "denoising", "spans", "infilling", "prefix", "recurrent"),
+)
 COLUMNS = {  # keys of ``data`` by which each task reads its sources
     **dict.fromkeys(LANGUAGE_MODELS, ("format", "text", "document")),
     "none": (),
@@ -188,17 +245,56 @@ COLUMNS = {  # keys of ``data`` by which each task reads its sources
     "tag": ("format", "tokens", "tags"),
 }
 
+_RATE = dict(
+    lr=1e-3,  # peak learning rate
+    schedule="linear",  # "linear" | "cosine" | "inverse_sqrt" | "wsd" | "constant", after warmup
+    warmup="10%",  # duration over which the rate rises from 0, in any unit; "": none
+    decay="",  # of "wsd": duration of the fall at the end of the budget
+    decay_shape="linear",  # of "wsd": "linear" | "cosine" | "sqrt" (ModernBERT: 1 - sqrt)
+    end=0.0,  # rate at the end of the budget, or the least one, as a fraction of the peak
+)
+_SHARED = dict(
+    weight_decay=0.01,  # decoupled: times the learning rate
+    decayed="(.*/)?(kernel|embedding)",  # regex for paths of parameters that weight_decay is for
+    layer_decay=1.0,  # learning rate of each layer relative to the one above (ELECTRA: 0.8)
+    freeze="",  # regex for paths of parameters that stay as they are; "": none
+    clip=1.0,  # global gradient norm; 0: no clipping
+    ema=0.0,  # of the moving average of the parameters that is evaluated and kept; 0: none
+)
+_ADAM = dict(
+    b1=0.9,
+    b2=0.98,
+    eps=1e-6,
+    bias_correction=True,  # false: as in BERT's release
+)
 OPTIMIZERS = {
-    "adamw": dict(
-        lr=1e-3,  # peak learning rate
-        schedule="linear",  # "linear" | "cosine" | "constant" after the warm-up
-        warmup=0.1,  # fraction of the budget over which the rate rises from 0
-        end=0.0,  # rate at the end of the budget, as a fraction of the peak
-        b1=0.9,
-        b2=0.98,
-        eps=1e-6,
-        weight_decay=0.01,  # on kernels and embeddings; never on biases and norms
-        clip=1.0,  # global gradient norm; 0: no clipping
+    "adamw": _RATE | _SHARED | _ADAM,
+    "lamb": _RATE | _SHARED | _ADAM | dict(b2=0.999),
+    "lion": _RATE | _SHARED | dict(lr=1e-4, b1=0.9, b2=0.99, weight_decay=0.1),
+    "adafactor": _RATE
+    | _SHARED
+    | dict(
+        lr=1e-2,
+        weight_decay=0.0,
+        decay_rate=0.8,  # after n updates the second moment keeps 1 - n ** -decay_rate of itself
+        eps=1e-30,  # added to squared gradients
+        update_clip=1.0,  # root mean square of a matrix's update; 0: no clipping
+        relative=True,  # updates relative to the root mean square of a matrix's entries
+    ),
+    "muon": _RATE
+    | _SHARED
+    | _ADAM  # of all that is no matrix of a layer
+    | dict(
+        momentum=0.95,
+        rms=0.2,  # root mean square of a matrix's update, about that of Adam's
+    ),
+    "sgd": _RATE
+    | _SHARED
+    | dict(
+        lr=0.1,
+        weight_decay=0.0,
+        momentum=0.9,  # 0: none
+        nesterov=False,
     ),
     "lbfgs": dict(
         memory=10,  # past updates kept

@@ -5,7 +5,7 @@ shapes), so that runs in one process that differ only in data, seed or length co
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -14,28 +14,54 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pretrain import sharding
+from pretrain import optim, sharding
 from pretrain.objectives.base import Batch, Metrics, Objective
+from pretrain.trees import Names, dimension_names, merge
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything a step changes. ``step`` counts the updates made."""
+    """Everything a step changes. ``step`` counts the updates made.
+
+    ``mean``: the moving average of the parameters, where the optimizer keeps one. ``memory``: what
+    the objective carries from each batch to the next, rows first, if it carries any.
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    mean: Any = None
+    memory: Any = None
+
+    @property
+    def scored(self) -> Any:
+        """The parameters that the run stands for: what is evaluated and what others load."""
+        return self.params if self.mean is None else self.mean
+
+    def begin_with(self, params: Any) -> "TrainState":
+        """This state, before its first update, with other parameters."""
+        mean = None if self.mean is None else jax.tree.map(jnp.copy, params)  # a step donates both
+        return self.replace(params=params, mean=mean)
 
 
 def init(objective: Objective, optimizer, key: jax.Array) -> TrainState:
     """The state before the first step, its leaves boxed with logical axis names."""
     params = objective.init(key)["params"]
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    trained, _ = optim.split_frozen(params, optimizer.freeze)
+    opt_state = optimizer.init(trained, dimension_names(params))
+    mean = params if optimizer.ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, mean)
 
 
 @functools.lru_cache
-def abstract(objective: Objective, optimizer, mesh: Mesh) -> TrainState:
-    """Shapes, types and shardings of the state; no memory is touched."""
-    boxed = jax.eval_shape(functools.partial(init, objective, optimizer), jax.random.key(0))
+def parameter_names(objective: Objective) -> dict[str, Names]:
+    """The logical names of the dimensions of each parameter, by path."""
+    return dimension_names(jax.eval_shape(objective.init, jax.random.key(0))["params"])
+
+
+@functools.lru_cache
+def abstract_params(init: Callable[[jax.Array], dict], mesh: Mesh) -> dict:
+    """Shapes, types and shardings of the parameters that ``init`` makes."""
+    boxed = jax.eval_shape(init, jax.random.key(0))["params"]
     specs = sharding.shardings(boxed, mesh)
     return jax.tree.map(
         lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spec),
@@ -45,15 +71,47 @@ def abstract(objective: Objective, optimizer, mesh: Mesh) -> TrainState:
 
 
 @functools.lru_cache
+def abstract(objective: Objective, optimizer, mesh: Mesh, rows: int = 0) -> TrainState:
+    """Shapes, types and shardings of the state; no memory is touched.
+
+    ``rows``: of a global batch, for objectives that carry memory.
+    """
+    boxed = jax.eval_shape(functools.partial(init, objective, optimizer), jax.random.key(0))
+    specs = sharding.shardings(boxed, mesh)
+
+    def leaf(leaf, spec):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spec)
+
+    state = jax.tree.map(leaf, nn.unbox(boxed), specs)
+    if objective.carries_memory:
+        memory = jax.eval_shape(lambda: objective.initial_memory(rows))
+        by_rows = sharding.batch_sharding(mesh)
+        state = state.replace(memory=jax.tree.map(lambda x: leaf(x, by_rows), memory))
+    return state
+
+
+@functools.lru_cache
 def _jitted_init(objective: Objective, optimizer, mesh: Mesh):
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(objective, optimizer, mesh))
+    state = abstract(objective, optimizer, mesh).replace(memory=None)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(lambda key: nn.unbox(init(objective, optimizer, key)), out_shardings=shardings)
 
 
-def sharded_init(objective: Objective, optimizer, mesh: Mesh, key: jax.Array) -> TrainState:
-    """The initial state, created in place on the mesh."""
+def initial_memory(objective: Objective, mesh: Mesh, rows: int, held_out: bool = False) -> Any:
+    """That of the objective, laid out as a batch is."""
+    memory = objective.initial_memory(rows, held_out)
+    return jax.device_put(memory, sharding.batch_sharding(mesh))
+
+
+def sharded_init(
+    objective: Objective, optimizer, mesh: Mesh, key: jax.Array, rows: int = 0
+) -> TrainState:
+    """The initial state, created in place on the mesh; ``rows`` as of `abstract`."""
     with jax.set_mesh(mesh):
-        return _jitted_init(objective, optimizer, mesh)(key)
+        state = _jitted_init(objective, optimizer, mesh)(key)
+    if objective.carries_memory:
+        state = state.replace(memory=initial_memory(objective, mesh, rows))
+    return state
 
 
 def _micro_batches(batch: Batch, count: int) -> Batch:
@@ -61,6 +119,11 @@ def _micro_batches(batch: Batch, count: int) -> Batch:
     return jax.tree.map(
         lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch
     )
+
+
+def _whole_batch(micro_batches: Any) -> Any:
+    """The inverse of `_micro_batches`."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), micro_batches)
 
 
 def train_step(
@@ -71,49 +134,70 @@ def train_step(
     batch: Batch,
     key: jax.Array,
     progress: jax.Array,
+    lr: jax.Array,
+    teacher: dict,
 ) -> tuple[TrainState, Metrics]:
     """One update from one global batch.
 
     Loss and gradients are summed over all rows, whatever micro-batch or device holds them, and
     divided once by the summed weights. ``key`` is the run's; what is drawn is a function of it and
-    of ``state.step``. ``progress`` is the fraction of the budget spent.
+    of ``state.step``. ``progress`` is the fraction of the budget spent, ``lr`` the learning rate.
+    Frozen parameters have no gradient. ``teacher``: the parameters of `Objective.init_teacher`.
     """
+    names = parameter_names(objective)
+    objective = objective.bind(teacher, progress)
     corrupt_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    if objective.carries_memory:
+        batch = batch | {"memory": state.memory}
     batch = objective.corrupt(batch, corrupt_key)
 
-    def sums(params, rows, key):
-        loss, weight, metrics = objective.loss(params, rows, key)
-        return loss, (weight, metrics)
+    trained, frozen = optim.split_frozen(state.params, optimizer.freeze)
 
-    gradient = jax.value_and_grad(sums, has_aux=True)
+    def whole(params):
+        return merge(params, frozen) if frozen else params
+
+    def sums(params, rows, key):
+        loss, weight, metrics, *memory = objective.loss(whole(params), rows, key)
+        return loss, (weight, metrics, memory)
+
+    def gradient(params, rows, key):
+        sums_of = jax.value_and_grad(sums, has_aux=True)
+        (loss, (weight, metrics, memory)), grads = sums_of(params, rows, key)
+        return ((loss, (weight, metrics)), grads), memory
 
     def all_sums(params):
         if accumulate == 1:
             return gradient(params, batch, dropout_key)
 
         def add(total, inputs):
-            return jax.tree.map(jnp.add, total, gradient(params, *inputs)), None
+            found, memory = gradient(params, *inputs)
+            return jax.tree.map(jnp.add, total, found), memory
 
         rows = _micro_batches(batch, accumulate)
         keys = jax.random.split(dropout_key, accumulate)
         first = jax.tree.map(lambda x: x[0], (rows, keys))
         rest = jax.tree.map(lambda x: x[1:], (rows, keys))
-        total, _ = jax.lax.scan(add, gradient(params, *first), rest)
-        return total
+        total, memory = gradient(params, *first)
+        total, later = jax.lax.scan(add, total, rest)
+        memory = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), memory, later)
+        return total, _whole_batch(memory)
 
     def mean_loss(params):  # the line search of a quasi-Newton method evaluates it elsewhere
-        loss, weight, _ = objective.loss(params, batch, dropout_key)
-        return (loss + objective.penalty(params)) / jnp.maximum(weight, 1e-9)
+        loss, weight, *_ = objective.loss(whole(params), batch, dropout_key)
+        return (loss + objective.penalty(whole(params))) / jnp.maximum(weight, 1e-9)
 
-    (loss_sum, (weight_sum, metrics)), grads = all_sums(state.params)
+    ((loss_sum, (weight_sum, metrics)), grads), memory = all_sums(trained)
     scale = 1.0 / jnp.maximum(weight_sum, 1e-9)
-    penalty, penalty_grads = jax.value_and_grad(lambda p: 0.0 + objective.penalty(p))(state.params)
+    penalty, penalty_grads = jax.value_and_grad(lambda p: 0.0 + objective.penalty(whole(p)))(
+        trained
+    )
     grads = jax.tree.map(lambda g, p: (g + p) * scale, grads, penalty_grads)
-    params, opt_state, scalars = optimizer.update(
+    trained, opt_state, scalars = optimizer.update(
         grads,
         state.opt_state,
-        state.params,
-        progress=progress,
+        trained,
+        names=names,
+        lr=lr,
         value=(loss_sum + penalty) * scale,
         value_fn=mean_loss,
     )
@@ -121,7 +205,13 @@ def train_step(
     one = jnp.ones(())
     metrics |= {name: (value, one) for name, value in scalars.items()}
     metrics["grad_norm"] = (norm, one)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    state = state.replace(step=state.step + 1, params=whole(trained), opt_state=opt_state)
+    if objective.carries_memory:
+        state = state.replace(memory=memory[0])
+    if optimizer.ema:
+        mean = optim.average(state.mean, state.params, optimizer.ema, state.step)
+        state = state.replace(mean=mean)
+    return state, metrics
 
 
 def shapes(batch: Batch) -> tuple[tuple[str, tuple[int, ...], Any], ...]:
@@ -132,8 +222,9 @@ def shapes(batch: Batch) -> tuple[tuple[str, tuple[int, ...], Any], ...]:
 class CompiledStep(NamedTuple):
     """An executable train step and what compiling it told."""
 
-    run: Any  # (state, batch, key, progress) -> (state, metrics); the state is donated
+    run: Any  # (state, batch, key, progress, lr, teacher) -> (state, metrics); donates the state
     memory_bytes: int  # per device: arguments and temporaries
+    program: Any  # the executable itself
 
 
 @functools.lru_cache
@@ -141,7 +232,8 @@ def compile_train_step(
     objective: Objective, optimizer, mesh: Mesh, accumulate: int, batch_shapes: tuple
 ) -> CompiledStep:
     """Compiles `train_step` for batches of these `shapes`."""
-    state = abstract(objective, optimizer, mesh)
+    num_rows = batch_shapes[0][1][0]
+    state = abstract(objective, optimizer, mesh, num_rows if objective.carries_memory else 0)
     replicated = NamedSharding(mesh, PartitionSpec())
     rows = sharding.batch_sharding(mesh)
     batch = {n: jax.ShapeDtypeStruct(s, d, sharding=rows) for n, s, d in batch_shapes}
@@ -152,19 +244,26 @@ def compile_train_step(
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated)
-    progress = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
+    teacher = abstract_params(objective.init_teacher, mesh)
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATION_RULES):
-        compiled = step.lower(state, batch, key, progress).compile()
+        compiled = step.lower(state, batch, key, number, number, teacher).compile()
     memory = compiled.memory_analysis()
     memory_bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    return CompiledStep(compiled, memory_bytes)
+
+    def run(state, batch, key, progress, lr, teacher=None):
+        return compiled(state, batch, key, progress, lr, teacher or {})
+
+    return CompiledStep(run, memory_bytes, compiled)
 
 
 @functools.lru_cache
 def predict_fn(objective: Objective, mesh: Mesh):
-    """Compiled ``(params, batch) -> objective.predict(...)``."""
-    replicated = NamedSharding(mesh, PartitionSpec())
-    predict = jax.jit(objective.predict, out_shardings=replicated)
+    """Compiled ``(params, batch) -> objective.predict(...)``, each device with its rows' memory."""
+    layout = NamedSharding(mesh, PartitionSpec())
+    if objective.carries_memory:
+        layout = layout, sharding.batch_sharding(mesh)
+    predict = jax.jit(objective.predict, out_shardings=layout)
 
     def run(params, batch):
         with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATION_RULES):

@@ -28,6 +28,9 @@ from pretrain.comparison import Row
 from pretrain.errors import UserError, is_interrupt
 from pretrain.files import read_json
 
+# What a run may take from another one of the study, and the config key that gets its workdir.
+PARENTS = {"init_from": "init_from", "teacher": "distill.teacher"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -38,16 +41,21 @@ class Run:
     arg: str = ""  # argument of its get_config
     overrides: Mapping[str, Any] = field(default_factory=dict)  # dotted keys
     init_from: str = ""  # name of the run that it starts from
+    teacher: str = ""  # name of the run that it imitates
     model: str = ""  # line of the comparison; "": the name
     task: str = "pretraining"
     labels: int = 0  # labelled examples; 0: all
     seed: int = 0  # pairs runs of different models
 
-    def load(self, init_from: pathlib.Path | None = None) -> ConfigDict:
-        """The resolved training config, without or with the place that the run starts from."""
+    @property
+    def parents(self) -> dict[str, str]:
+        """Names of other runs, by the field of this one that holds them."""
+        return {key: getattr(self, key) for key in PARENTS if getattr(self, key)}
+
+    def load(self, folders: Mapping[str, pathlib.Path] | None = None) -> ConfigDict:
+        """The resolved training config; ``folders``: those of its parents, by field."""
         overrides = dict(self.overrides)
-        if init_from is not None:
-            overrides["init_from"] = str(init_from)
+        overrides |= {PARENTS[key]: str(folder) for key, folder in (folders or {}).items()}
         return pretrain.config.load(self.config, self.arg or None, overrides)
 
 
@@ -58,7 +66,7 @@ class Planned:
     run: Run
     key: str
     folder: pathlib.Path
-    start: pathlib.Path | None  # folder of the run that it starts from
+    folders: Mapping[str, pathlib.Path]  # of its parents, by field
 
     def result(self) -> dict | None:
         """The contents of ``result.json``, or None where the run is not finished."""
@@ -97,31 +105,31 @@ def parse_runs(entries: Sequence[Mapping[str, Any]]) -> list[Run]:
 
 
 def _topological(runs: Mapping[str, Run]) -> list[Run]:
-    """Depth first over ``init_from``, otherwise in the given order."""
+    """Each behind its parents, otherwise in the given order."""
     ordered: dict[str, Run] = {}
-    for run in runs.values():
-        chain: list[Run] = []
-        while run.name not in ordered:
-            if run in chain:
-                names = " -> ".join(r.name for r in [*chain[chain.index(run) :], run])
-                raise UserError(f"runs: init_from goes in a circle: {names}")
-            chain.append(run)
-            if not run.init_from:
-                break
-            if run.init_from not in runs:
+
+    def visit(run: Run, chain: tuple[str, ...]) -> None:
+        if run.name in chain:
+            names = " -> ".join([*chain[chain.index(run.name) :], run.name])
+            raise UserError(f"runs: init_from goes in a circle: {names}")
+        for key, name in run.parents.items():
+            if name not in runs:
                 raise UserError(
-                    f"runs[{run.name}].init_from: no run is named {run.init_from!r}, "
+                    f"runs[{run.name}].{key}: no run is named {name!r}, "
                     f"expected one of {', '.join(runs)}"
                 )
-            run = runs[run.init_from]
-        ordered.update({r.name: r for r in reversed(chain)})
+            visit(runs[name], (*chain, run.name))
+        ordered.setdefault(run.name, run)
+
+    for run in runs.values():
+        visit(run, ())
     return list(ordered.values())
 
 
 def plan(runs: Sequence[Run], workdir: pathlib.Path) -> list[Planned]:
     """Keys and folders of ordered runs.
 
-    A key hashes the resolved config and the key of the run it starts from, so that a changed
+    A key hashes the resolved config and the keys of the run's parents, so that a changed
     pretraining run changes all that stands on it, while the place of the workdir changes nothing.
     """
     planned: dict[str, Planned] = {}
@@ -131,8 +139,9 @@ def plan(runs: Sequence[Run], workdir: pathlib.Path) -> list[Planned]:
             digest = pretrain.config.digest(run.load())
         except UserError as error:
             raise UserError(f"study run {run.name!r}: {error}") from error
-        start = planned.get(run.init_from)
-        key = hashlib.sha256(f"{digest}\n{start.key if start else ''}".encode()).hexdigest()
+        parents = {key: planned[name] for key, name in run.parents.items()}
+        stands_on = "".join(f"{key} {parent.key}\n" for key, parent in parents.items())
+        key = hashlib.sha256(f"{digest}\n{stands_on}".encode()).hexdigest()
         if key in names:
             raise UserError(
                 f"runs: {names[key]!r} and {run.name!r} have equal configs, "
@@ -140,7 +149,8 @@ def plan(runs: Sequence[Run], workdir: pathlib.Path) -> list[Planned]:
             )
         names[key] = run.name
         folder = workdir / "runs" / f"{run.name}-{key[:8]}"
-        planned[run.name] = Planned(run, key, folder, start.folder if start else None)
+        folders = {key: parent.folder for key, parent in parents.items()}
+        planned[run.name] = Planned(run, key, folder, folders)
     return list(planned.values())
 
 
@@ -155,7 +165,7 @@ def choose(planned: Sequence[Planned], only: str) -> list[Planned]:
         raise UserError(f"--only: no run matches {only!r}")
     for entry in reversed(planned):  # children stand behind what they start from
         if entry.run.name in wanted:
-            wanted.add(entry.run.init_from)
+            wanted.update(entry.run.parents.values())
     return [p for p in planned if p.run.name in wanted]
 
 
@@ -169,6 +179,7 @@ def make_row(entry: Planned, error: str = "") -> Row:
         labels=run.labels,
         seed=run.seed,
         init_from=run.init_from,
+        teacher=run.teacher,
         key=entry.key,
         folder=entry.folder.name,
     )
@@ -193,12 +204,12 @@ def execute(planned: Sequence[Planned], chosen: Sequence[Planned], workdir: path
     for number, entry in enumerate(chosen, 1):
         name, started = entry.run.name, time.monotonic()
         reused = rows[name]["status"] == "finished"
-        if entry.run.init_from in failures:
-            failures[name] = f"{name!r} starts from {entry.run.init_from!r}"
+        if missing := [p for p in entry.run.parents.values() if p in failures]:
+            failures[name] = f"{name!r} needs {missing[0]!r}"
             continue
         if not reused:
             try:
-                train.train(entry.run.load(entry.start), entry.folder)
+                train.train(entry.run.load(entry.folders), entry.folder)
                 rows[name] = make_row(entry)
                 if rows[name]["status"] != "finished":
                     raise UserError("ended without a result.json (stopped early?)")
@@ -294,7 +305,7 @@ def main() -> None:
     elif values.list:
         for entry in plan(parse_runs(study.runs), workdir):
             state = "finished" if entry.result() else "to do"
-            start = f"  from {entry.run.init_from}" if entry.run.init_from else ""
+            start = "".join(f"  {key} {name}" for key, name in entry.run.parents.items())
             print(f"{entry.key[:8]}  {state:8}  {entry.run.name}{start}")
     else:
         host.keep_freed_memory()

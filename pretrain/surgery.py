@@ -11,12 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from pretrain.errors import UserError
-from pretrain.trees import flatten
+from pretrain.trees import Names, flatten
 
 FRESH = -1
 TABLES = {"vocab": "vocab_size", "positions": "max_positions"}  # dimension: key of config.model
@@ -24,7 +23,6 @@ NOT_TILED = (*TABLES, "types", "classes", "layers")
 STACK, FIRST = "layers", "first_layer"  # scanned layers; layer 0 where it stands by itself
 
 Flat = dict[str, Any]  # arrays by path: trunk/layers/attention/query/kernel
-Names = tuple[str | None, ...]  # of an array's dimensions: "layers", "embed", "heads", "kv"
 Index = np.ndarray | None  # of the source, along one dimension; None: all, in order
 
 
@@ -141,12 +139,6 @@ def _shortened(names: Iterable[str], shown: int = 3) -> str:
     names = list(names)
     rest = len(names) - shown
     return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def dimension_names(boxed: Any) -> dict[str, Names]:
-    """By path, of parameters that carry names (``nn.with_logical_partitioning``)."""
-    leaves = flatten(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
-    return {k: x.names for k, x in leaves.items() if isinstance(x, nn.LogicallyPartitioned)}
 
 
 def tiled(new: int, old: int) -> np.ndarray:

@@ -8,26 +8,23 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from pretrain.config import COLUMNS, LANGUAGE_MODELS, Reader
+from pretrain import masked, sequences, small
+from pretrain.config import COLUMNS, LANGUAGE_MODELS, SMALL_MODELS, Reader
 from pretrain.data import cache, encoders, labels, sources, store, tokenizer
-from pretrain.data.features import NgramFeatures
 from pretrain.data.loader import Columns, Dataset
 from pretrain.errors import UserError
 from pretrain.files import read_json
 from pretrain.models.families import FAMILIES, language_model
-from pretrain.models.heads import POOLERS, POOLS, Classifier, Discriminator, Tagger
-from pretrain.models.linear import HashedLinear
+from pretrain.models.heads import POOLERS, POOLS, Classifier, Tagger
 from pretrain.objectives.base import Objective
 from pretrain.objectives.causal import CausalLM
 from pretrain.objectives.denoising import Denoising
 from pretrain.objectives.labelled import LOSSES, Classification, Tagging
-from pretrain.objectives.mlm import MaskedLM
-from pretrain.objectives.rtd import ReplacedTokenDetection
 
 CONFIG, RESULT = "config.json", "result.json"  # of a run, in its workdir
 SPLITS = ("train", "validation", "test")
 VALIDATION_SEED = 0  # the held-out sample is the same for every seed of a study
-Encoder = encoders.TokenEncoder | encoders.FeatureEncoder
+Encoder = encoders.Encoder
 Found = dict[str, tuple[sources.Source, list[dict]]]
 
 
@@ -45,11 +42,18 @@ class Split:
 
 @dataclasses.dataclass
 class Task:
-    """What `pretrain.train` needs to know of a config's data and model."""
+    """What `pretrain.train` needs to know of a config's data and model.
+
+    ``learner``: the objective that is trained, where it is more than the one that is evaluated.
+    """
 
     objective: Objective
     encoder: Encoder
     splits: dict[str, Split]
+    learner: Objective | None = None
+
+    def __post_init__(self):
+        self.learner = self.learner or self.objective
 
     @property
     def tokens_per_row(self) -> float:
@@ -58,14 +62,15 @@ class Task:
         if isinstance(train, store.TokenStore):
             return train.stats.num_tokens / train.stats.num_rows
         sample = train[np.arange(min(len(train), 1000))]
-        real = sample["segment_ids"] if "segment_ids" in sample else sample["values"]
+        real = sample["segment_ids"] if "segment_ids" in sample else sample["features"]
         return float((real > 0).sum() / len(real))
 
     @property
     def row_flops(self) -> float:
         """Floating-point operations of one evaluation of loss and gradient on a row."""
-        seq_len = self.encoder.seq_len if self.encoder.tokenizer else self.tokens_per_row
-        return self.objective.train_flops(seq_len)
+        sparse = isinstance(self.encoder, encoders.FeatureEncoder)
+        seq_len = self.tokens_per_row if sparse else self.encoder.seq_len
+        return self.learner.train_flops(seq_len)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -90,8 +95,9 @@ def build(config: Reader, pieces: tokenizer.AnyTokenizer | None = None) -> Task:
         encoder, splits = _token_stores(config, where)
         return Task(make_objective(config, encoder), encoder, splits)
     found = _examples(config)
-    if config.model.name == "linear":
-        encoder = _feature_encoder(config, found)
+    if config.model.name in SMALL_MODELS:
+        examples = {split: examples for split, (_, examples) in found.items()}
+        encoder = small.make_encoder(config, examples, _label_names(config, *found["train"]))
     else:
         pieces = pieces or _tokenizer(config, where, found["train"][0])
         encoder = _token_encoder(config, found, pieces)
@@ -123,8 +129,8 @@ def make_objective(config: Reader, encoder: Encoder, share: float = 1.0) -> Obje
     """The model of ``config`` with its loss; a batch is a ``share`` of the training set."""
     objective, name = config.objective, config.objective.name
     num_classes = len(encoder.label_names)
-    if config.model.name == "linear":
-        model = HashedLinear(config.model.num_features, num_classes)
+    if config.model.name in SMALL_MODELS:
+        model = small.make_model(config, num_classes)
     else:
         options = backbone_options(config, encoder.tokenizer, encoder.seq_len)
         _check_objective(config, options)
@@ -134,31 +140,23 @@ def make_objective(config: Reader, encoder: Encoder, share: float = 1.0) -> Obje
             model = Classifier(trunk, num_classes, pool, objective.head_dropout)
         elif name == "tag":
             model = Tagger(trunk, num_classes, objective.head_dropout, objective.pooler)
+        elif name == "mlm":
+            return masked.masked_lm(config, options, encoder.tokenizer)
         elif name == "rtd":
-            model = Discriminator(trunk)
+            return masked.replaced_token_detection(config, options, encoder.tokenizer)
+        elif name in sequences.NAMES:
+            return sequences.make_objective(config, options, encoder)
         else:
             model = language_model(config.model.name, options)
-    if name in ("mlm", "denoising", "rtd"):
-        pieces = encoder.tokenizer
-        if pieces.mask_id is None and name != "rtd":
-            raise UserError(
-                f"config.objective.name: found {name!r} with a tokenizer that has no mask token, "
-                "expected causal or rtd, or a tokenizer with one"
-            )
-        masking = {"special_ids": pieces.special_ids, "num_pieces": pieces.vocab_size}
-        if name == "rtd":  # nothing is masked
-            rates = {"mask_rate": objective.replace_rate, "mask_prob": 0.0, "random_prob": 1.0}
-            return ReplacedTokenDetection(model, mask_id=pieces.pad_id, **masking, **rates)
-        masking["mask_id"] = pieces.mask_id
+    if name == "denoising":
+        masking = masked.masking(encoder.tokenizer, name)
         masking |= {key: objective[key] for key in ("mask_rate", "mask_prob", "random_prob")}
-        if name == "mlm":
-            return MaskedLM(model, **masking)
         return Denoising(model, **masking, chunk_size=objective.chunk_size)
     if name == "causal":
         return CausalLM(model, objective.chunk_size)
     _check(objective, "objective.loss", LOSSES)
-    kind = {"classify": Classification, "tag": Tagging}[name]
-    return kind(model, objective.loss, objective.C, share if objective.C else 1.0)
+    options = (model, objective.loss, objective.C, share if objective.C else 1.0)
+    return Classification(*options) if name == "classify" else Tagging(*options, objective.crf)
 
 
 def _check(section: Reader, key: str, known: Iterable[str]) -> None:
@@ -246,10 +244,11 @@ def _check_objective(config: Reader, options: Any) -> None:
             f"config.objective.name: found {name!r} with model.name {family!r}, expected "
             f"{' or '.join(known)}"
         )
-    if name in LANGUAGE_MODELS and options.causal != (name == "causal"):
+    causal = name in ("causal", "prefix", "recurrent")
+    if name in LANGUAGE_MODELS and options.causal != causal:
         raise UserError(
             f"config.model.causal: found {options.causal} with objective.name {name!r}; "
-            f"expected {name == 'causal'}"
+            f"expected {causal}"
         )
 
 
@@ -285,16 +284,22 @@ def _token_stores(
 def _token_store(
     config: Reader, encoder: encoders.TokenEncoder, source: sources.Source, key: str
 ) -> Split:
+    name = config.objective.name
+    helper = sequences if name in sequences.NAMES else masked
+    stream = name == "recurrent"
     rows = store.build(
         source,
         encoder.tokenizer,
-        seq_len=encoder.seq_len,
+        seq_len=helper.row_length(config, encoder.seq_len),
         cache_dir=cache_dir(config),
-        packing=config.data.packing,
+        packing=not stream and config.data.packing,
+        stream=stream,
         key=key,
     )
     about = {"name": source.name, "fingerprint": source.fingerprint()}
     about |= {"examples": rows.stats.num_documents, **dataclasses.asdict(rows.stats)}
+    if name in ("mlm", *sequences.NAMES):
+        rows = helper.rows(config, rows, encoder)
     return Split(rows, about)
 
 
@@ -347,15 +352,3 @@ def _token_encoder(
     longest = [labels.row_lengths(examples, pieces).max() for _, examples in found.values()]
     seq_len = labels.fit_length(longest, config.train.seq_len)
     return encoders.TokenEncoder(pieces, task, _label_names(config, *found["train"]), seq_len)
-
-
-def _feature_encoder(config: Reader, found: Found) -> encoders.FeatureEncoder:
-    task, model = config.objective.name, config.model
-    source, examples = found["train"]
-    options = {"num_features": model.num_features}
-    if task == "classify":
-        ngrams = NgramFeatures(model.num_features, (1, model.ngrams))
-        options["ngrams"] = ngrams.fit([example["text"] for example in examples])
-    else:
-        options["window"] = model.window
-    return encoders.FeatureEncoder(task, _label_names(config, source, examples), **options)

@@ -24,7 +24,19 @@ from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pretrain import cli, evaluators, host, optim, probe, record, sharding, state, tasks
+from pretrain import (
+    cli,
+    evaluators,
+    host,
+    optim,
+    probe,
+    record,
+    schedules,
+    sharding,
+    state,
+    tasks,
+    teacher,
+)
 from pretrain import config as configs
 from pretrain.budget import Periodic, Units
 from pretrain.checkpoint import BEST, LAST, Checkpointer, load_params
@@ -33,6 +45,7 @@ from pretrain.errors import UserError
 from pretrain.files import read_json, write_json
 from pretrain.inherit import inherit_params, resolve
 from pretrain.monitor import Counters, Monitor
+from pretrain.objectives.distill import model_params
 from pretrain.surgery import Surgery, parse
 from pretrain.tasks import CONFIG, RESULT
 
@@ -129,7 +142,7 @@ def batches(
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     def globally(batch: dict[str, np.ndarray]) -> tuple[dict[str, jax.Array], int]:
-        real = batch["segment_ids"] if "segment_ids" in batch else batch["values"]
+        real = batch["segment_ids"] if "segment_ids" in batch else batch["features"]
         return sharding.to_global(batch, mesh), int((real > 0).sum()) * jax.process_count()
 
     if config.train.batch_size == 0:
@@ -150,17 +163,22 @@ def start(
     init_from: str,
     workdir: pathlib.Path,
     operation: Surgery | None = None,
+    rows: int = 0,
 ) -> tuple[state.TrainState, Counters]:
-    """Where an earlier attempt came to, else the parameters of ``init_from``, else fresh ones."""
+    """Where an earlier attempt came to, else the parameters of ``init_from``, else fresh ones.
+
+    ``rows``: of a global batch.
+    """
     if (workdir / LAST).is_dir():
         with contextlib.closing(Checkpointer(workdir / LAST)) as last:
             if last.latest_step() is not None:
-                train_state, meta = last.restore(state.abstract(task.objective, optimizer, mesh))
+                like = state.abstract(task.learner, optimizer, mesh, rows)
+                train_state, meta = last.restore(like)
                 return train_state, Counters(**meta)
-    train_state = state.sharded_init(task.objective, optimizer, mesh, key)
+    train_state = state.sharded_init(task.learner, optimizer, mesh, key, rows)
     if init_from:
         params = inherit_params(task, train_state.params, mesh, init_from, operation, workdir)
-        train_state = train_state.replace(params=params)
+        train_state = train_state.begin_with(params)
     return train_state, Counters()
 
 
@@ -180,7 +198,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     # Everything that bad input can break comes before the workdir is touched.
     read = configs.Reader(config)
     mesh = sharding.make_mesh(dict(read.mesh))
-    task = tasks.build(read)
+    task, taught = teacher.attach(tasks.build(read), read, mesh)
     optimizer = optim.create(**read.optimizer)
     batch_size = batch_rows(task, read, mesh)
     units = Units(
@@ -188,6 +206,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     )
     rows_per_step = read.train.batch_size or units.num_rows  # without those that fill up
     budget = units.budget(read.train.budget, "train.budget")
+    rate = schedules.create(read.optimizer, units, budget)
     evaluate_every, save_every, log_every = (
         units.budget(read[section][name], f"{section}.{name}", budget)
         for section, name in (("evals", "every"), ("checkpoint", "every"), ("train", "log_every"))
@@ -205,12 +224,12 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     best_metric = read.checkpoint.best if "validation" in scores_of else ""
     if best_metric:
         evaluators.check_metric(best_metric, scores_of["validation"])
-    sharding.check_sharded(state.abstract(task.objective, optimizer, mesh).params, mesh)
+    sharding.check_sharded(state.abstract(task.learner, optimizer, mesh).params, mesh)
     check_data(workdir, task.fingerprints)
     init_key, step_key = jax.random.split(jax.random.key(read.seed))
     operation = parse(**read.surgery)
     train_state, counters = start(
-        task, optimizer, mesh, init_key, read.init_from, workdir, operation
+        task, optimizer, mesh, init_key, read.init_from, workdir, operation, batch_size
     )
     step = int(train_state.step)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -226,12 +245,12 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             counters.best_score, counters.best_step = math.nan, 0
     if step:
         print(f"continuing {workdir} at step {step}", flush=True)
-    about = record.describe(task, state.count_params(train_state.params), read)
+    about = record.describe(task, state.count_params(model_params(train_state.params)), read)
     feed = batches(task, read, mesh, batch_size, step)
     batch, tokens = next(feed)
     compiling = time.perf_counter()
     compiled = state.compile_train_step(
-        task.objective, optimizer, mesh, read.train.accumulate, state.shapes(batch)
+        task.learner, optimizer, mesh, read.train.accumulate, state.shapes(batch)
     )
     compile_seconds = time.perf_counter() - compiling  # next to none where another run did it
     for name in read.unread():
@@ -252,8 +271,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     ):
         while progress < 1.0:
             started = time.perf_counter()
-            spent = jax.device_put(np.float32(progress), replicated)
-            train_state, metrics = compiled.run(train_state, batch, step_key, spent)
+            now = np.float32([progress, rate(step, counters.seconds)])
+            spent, lr = jax.device_put(tuple(now), replicated)
+            train_state, metrics = compiled.run(train_state, batch, step_key, spent, lr, taught)
             step += 1
             counters.tokens += tokens
             counters.examples += rows_per_step
@@ -270,7 +290,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                 progress = 1.0
 
             if "validation" in scores_of and (evaluate or progress == 1.0):
-                scores = {"validation": scores_of["validation"](train_state.params)}
+                scores = {"validation": scores_of["validation"](train_state.scored)}
                 monitor.evaluated(step, scores["validation"])
                 if best is not None and evaluators.improves(
                     best_metric, scores["validation"], counters.best_score
@@ -280,7 +300,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                     best.save(train_state, dataclasses.asdict(counters))
             for name, fine_tuned in probes.items():
                 if probe_due[name].due(step, counters.seconds) or progress == 1.0:
-                    probed[name] = fine_tuned(train_state.params)
+                    probed[name] = fine_tuned(train_state.scored)
                     monitor.evaluated(step, probed[name], f"probe/{name}")
             stopped = sigterm.came and progress < 1.0
             if save_due.due(step, counters.seconds) or progress == 1.0 or stopped:
@@ -293,11 +313,11 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                 raise Interrupted(f"SIGTERM: saved at step {step}; the same command goes on")
 
         # What the run stands for: the best step by validation, else the last.
-        params, chosen = train_state.params, step
+        params, chosen = train_state.scored, step
         if counters.best_step not in (0, step):
             best.wait()
             params, chosen = load_params(
-                workdir, mesh, like=train_state.params, directories=(BEST,)
+                workdir, mesh, like=train_state.scored, directories=(BEST,)
             )
             scores, probed = {}, {}
         for split, scores_on in scores_of.items():

@@ -58,8 +58,9 @@ def write_data(folder: pathlib.Path) -> None:
 
 def overrides(name: str, arg: str, data: pathlib.Path) -> dict:
     """What makes the shipped config ``name:arg`` small and local."""
-    raw = dict.fromkeys(("bert", "gpt", "bart", "electra"), "txt")
-    suffix = raw.get(name, "conll" if "ner" in (name, arg) else "tsv")
+    raw = dict.fromkeys(("bert", "gpt", "bart", "electra", "t5"), "txt")
+    tagging = "ner" in (name, arg.split(",")[0]) or (name, arg) == ("linear", "crf")
+    suffix = raw.get(name, "conll" if tagging else "tsv")
     changes = {"cache_dir": str(data / "cache"), "evals.batch_size": 16}
     if suffix == "txt":
         changes |= {"data.train": str(data / "corpus.txt")}
@@ -73,6 +74,10 @@ def overrides(name: str, arg: str, data: pathlib.Path) -> dict:
         changes |= {"data.text": "0", "data.label": "1"}
     if name == "linear":
         return changes | {"model.num_features": 2**12}
+    if name == "bilstm":
+        changes |= {"model.vocab_size": 100, "model.embedding_size": 8, "model.hidden_size": 16}
+        changes |= {"model.dropout": 0.1, "train.seq_len": 16, "train.batch_size": 8, "train.budget": "12 steps"}
+        return changes | {"optimizer.lr": 1e-2, "train.log_every": "1 steps"}
     changes |= MODEL | {"train.seq_len": 32, "train.batch_size": 8, "train.budget": "12 steps"}
     changes |= {"optimizer.lr": 1e-2, "train.log_every": "1 steps", "evals.every": "50%"}
     return changes if suffix == "txt" else changes | {"tokenizer.source": str(data / "corpus.txt")}

@@ -32,6 +32,8 @@ def test_shares_and_seconds():
     assert UNITS.budget("1%", "evals.every", Budget(20)) == Budget(1)
     assert UNITS.budget("90 seconds", "train.budget") == Budget(None, 90)
     assert UNITS.budget("10%", "evals.every", Budget(None, 90)) == Budget(None, 9)
+    assert UNITS.budget("80 examples", "evals.every", Budget(None, 90)) == Budget(10)
+    assert UNITS.span("10%", "optimizer.warmup", Budget(12)) == Budget(pytest.approx(1.2))
     with pytest.raises(UserError, match=r"config\.train\.budget: found '10%'"):
         UNITS.budget("10%", "train.budget")
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from pretrain import optim, schema
 from pretrain.checkpoint import BEST, LAST, Checkpointer, load_params
 from pretrain.errors import UserError
 from pretrain.state import TrainState
+from pretrain.state import abstract as abstract_state
 from tests import tiny
 
 
@@ -49,6 +51,25 @@ def test_a_state_comes_back_on_another_mesh(tmp_path):
     wide.close()
     back, _ = Checkpointer(tmp_path / "wide").restore(abstract(make_state(0)))
     jax.tree.map(np.testing.assert_array_equal, back, make_state(3))
+
+
+@pytest.mark.parametrize("name", sorted(schema.OPTIMIZERS.keys() - {"lbfgs"}))
+def test_every_optimizers_state_comes_back(name, tmp_path):
+    """And the average of the parameters, which is what others load, beside the parameters."""
+    optimizer = optim.create(name, **schema.OPTIMIZERS[name] | {"ema": 0.9, "freeze": ".*/word/.*"})
+    like = abstract_state(tiny.classification(), optimizer, tiny.mesh())
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(
+        lambda x: jax.device_put(rng.uniform(0, 9, x.shape).astype(x.dtype), x.sharding), like
+    )
+    checkpointer = Checkpointer(tmp_path / LAST)
+    checkpointer.save(state, {})
+    restored, _ = checkpointer.restore(like)
+    checkpointer.close()
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    loaded, _ = load_params(tmp_path, tiny.mesh())
+    jax.tree.map(np.testing.assert_array_equal, loaded, state.mean)
 
 
 def test_what_is_saved_is_the_state_of_that_moment(tmp_path):

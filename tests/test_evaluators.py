@@ -22,6 +22,7 @@ class Table:
 
     name: str
     seq_len: ClassVar[int] = 6
+    carries_memory: ClassVar[bool] = False
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -31,7 +32,7 @@ class Table:
         if self.name == "classify":
             return params[batch["tokens"][:, 1]]
         if self.name == "tag":
-            return params[batch["tokens"]]
+            return params["table"][batch["tokens"]]
         weights = batch["weights"]
         return {"loss": ((params[batch["tokens"][:, 1], 0] * weights).sum(), weights.sum() * 10)}
 
@@ -139,10 +140,10 @@ def test_entities_of_words_in_their_order():
     }
     examples = [{"tokens": list("pqrst")}, {"tokens": list("uv")}]
     entities = evaluator("tag", Columns(columns), names, examples)
-    scores = entities(jnp.asarray(wanted))
+    scores = entities({"table": jnp.asarray(wanted)})
     assert (scores["precision"], scores["recall"]) == (pytest.approx(2 / 3), 1.0)
     assert scores["f1/X"] == scores["f1"] == pytest.approx(0.8)
-    records = list(entities.records(*entities.predict(jnp.asarray(wanted))))
+    records = list(entities.records(*entities.predict({"table": jnp.asarray(wanted)})))
     assert records[0]["prediction"] == ["O", "B-X", "I-X", "O", "B-X"]
     assert records[0]["spans"] == [
         {"type": "X", "start": 1, "end": 3, "text": ["q", "r"]},

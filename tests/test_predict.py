@@ -9,7 +9,7 @@ from pretrain import optim, state, tasks
 from pretrain.checkpoint import LAST, Checkpointer, load_params
 from pretrain.errors import UserError
 from pretrain.files import write_json
-from pretrain.predict import predict
+from pretrain.predict import predict, sample, write
 from tests import small_runs, tiny
 
 
@@ -126,7 +126,7 @@ def test_a_replaced_token_detector_tells_of_every_piece(untrained):
 
 
 def test_a_denoising_decoder_reads_what_it_wrote_for_earlier_masks(untrained):
-    workdir = untrained("bart")
+    workdir = untrained("bart", "tiny,seq=32,tokens")
     (record,) = predict(workdir, ["the [MASK] and [MASK]"], top=1)
     _, task = tasks.restore(workdir)
     pieces, model = task.encoder.tokenizer, task.objective.model
@@ -142,3 +142,58 @@ def test_a_denoising_decoder_reads_what_it_wrote_for_earlier_masks(untrained):
         assert candidates[0]["probability"] == pytest.approx(probability, rel=1e-3)
         written[place] = int(logits.argmax())
     assert 4 not in written
+
+
+def test_a_decoder_writes_what_sentinels_stand_for(untrained):
+    """Always the likeliest id; those that are no pieces are left out."""
+    workdir = untrained("t5", model__vocab_size=400)
+    (record,) = predict(workdir, ["the [MASK] and [MASK]"])
+    _, task = tasks.restore(workdir)
+    pieces, model = task.encoder.tokenizer, task.objective.model
+    ids = [2, *pieces.encode("the"), 300, *pieces.encode(" and"), 301, 3]
+    params, _ = load_params(workdir, tiny.mesh())
+    written = write(model, params, ids, 32, pieces.sep_id)
+    before = np.array([[model.trunk.config.decoder_start_id, *written]])
+    hidden = model.apply({"params": params}, np.array([ids]), decoder_tokens=before)
+    best = model.apply({"params": params}, hidden, method="logits")[0].argmax(-1).tolist()
+    assert written == best[: len(written)]
+    assert len(written) == 32 or best[len(written)] == pieces.sep_id
+    spans, span = {300: [], 301: []}, []
+    for i in written:
+        if i >= 300:
+            span = spans.get(i, [])
+        else:
+            span.append(i)
+    assert record == {
+        "text": "the [MASK] and [MASK]",
+        "spans": list(map(pieces.decode, spans.values())),
+    }
+    with pytest.raises(UserError, match="text: no \\[MASK\\] in 'the'"):
+        list(predict(workdir, ["the"]))
+    with pytest.raises(UserError, match="text: found 101 masks, expected at most 100"):
+        list(predict(workdir, ["[MASK] " * 101]))
+
+
+def test_a_decoder_that_learned_infilling_writes_the_text(untrained):
+    workdir = untrained("bart", model__vocab_size=400)
+    with_mask, without = predict(workdir, ["the [MASK] and", "the and"])
+    assert isinstance(with_mask["written"], str) and with_mask != without
+
+
+def test_a_prefix_is_read_in_both_directions(untrained):
+    """Also one that is longer than a row; a causal reading is followed by something else."""
+    workdir = untrained("gpt", "tiny,seq=32,prefix", model__num_layers=2)
+    texts = ["the cat", "the cat " * 30]
+    found = [r["continuation"] for s in range(2) for r in predict(workdir, texts, tokens=3, seed=s)]
+    _, task = tasks.restore(workdir)
+    params, _ = load_params(workdir, tiny.mesh())
+
+    def sampled(prefix):
+        model, pieces = task.objective.model, task.encoder.tokenizer
+        return [
+            sample(model, params, pieces, text, 32, 3, jax.random.key(seed), prefix)
+            for seed in range(2)
+            for text in texts
+        ]
+
+    assert found == sampled(True) != sampled(False)

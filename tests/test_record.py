@@ -8,19 +8,22 @@ from pretrain import record, state, tasks
 from tests import small_runs
 
 
-@pytest.mark.parametrize(("name", "arg"), [("classify", ""), ("linear", "ner")])
+@pytest.mark.parametrize(
+    ("name", "arg", "words", "rows"),
+    [("classify", "", 150, 20), ("linear", "ner", 60, 1), ("linear", "lr", 60, 1)],
+)
 def test_latency_is_of_the_whole_text_in_rows_of_the_trained_shape(
-    name, arg, small_data, monkeypatch
+    name, arg, words, rows, small_data, monkeypatch
 ):
     task = tasks.build(configs.Reader(small_runs.config(name, small_data, arg)))
-    kind = {"tokens": ["cat"] * 150, "tags": None} if arg == "ner" else {"text": "cat " * 150}
+    kind = {"tokens": ["cat"] * words, "tags": None} if arg == "ner" else {"text": "cat " * words}
     task.splits["test"].examples = [kind]
     seen = []
     monkeypatch.setattr(state, "predict_fn", lambda *_: lambda _, row: seen.append(row) or 0)
     assert record.latency(task, {})["p50"] > 0
     whole = task.encoder.encode([kind], "data.test")
     count = len(whole["example"])
-    assert count > 1 and len(seen) == count * (record.WARMUP + record.REPEATS)
+    assert count == rows and len(seen) == count * (record.WARMUP + record.REPEATS)
     column = "tokens" if name == "classify" else "features"
     trained = task.splits["train"].dataset[np.arange(1)]
     assert all(row[column].shape == trained[column].shape for row in seen)

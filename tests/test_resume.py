@@ -143,7 +143,7 @@ def test_pretraining_that_was_killed_and_terminated(pretraining, pretrained, fol
 
 
 def test_fine_tuning_that_was_killed_keeps_its_best_step(pretrained, folder, small_data):
-    """Killed while the best step so far is being written."""
+    """Killed while the best step so far is being written; also its average and what is frozen."""
     program = Program(
         small_data,
         "classify",
@@ -151,11 +151,17 @@ def test_fine_tuning_that_was_killed_keeps_its_best_step(pretrained, folder, sma
         train__budget="60 steps",
         train__batch_size=16,
         objective__pool="mean",
+        optimizer__ema=0.5,
+        optimizer__freeze="trunk/position/.*",
         evals__every="5 steps",
         checkpoint__every="8 steps",
     )
     whole, workdir = folder / "tuned", folder / "disturbed-tuned"
     assert program(whole)[0] == 0
+    before, after = (load_params(run, tiny.mesh())[0]["trunk"] for run in (pretrained, whole))
+    for name, same in (("position", True), ("word", False)):
+        old, new = (jax.device_get(tree[name]["embedding"]) for tree in (before, after))
+        assert (old == new).all() == same, name
     best = read_json(whole / "result.json")["selection"]["step"]
     assert best > 10, "or no better step comes after the one that is killed"
 

@@ -156,7 +156,7 @@ def test_a_failed_run_leaves_out_only_what_starts_from_it(tmp_path, trained, cap
     assert "\n" not in message and message.startswith("study run 'r3' failed in ")
     for words in (
         "RuntimeError: out of <memory>",
-        "'child' starts from 'r3'",
+        "'child' needs 'r3'",
         ": config.data.train: no such file",
     ):
         assert words in message

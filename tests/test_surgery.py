@@ -462,7 +462,7 @@ def test_a_vocabulary_in_parts_needs_its_tokenizer():
 def test_dimensions_are_known_by_the_names_that_models_give_them():
     objective = tiny.mlm(tied=False)
     boxed = jax.eval_shape(objective.init, jax.random.key(0))["params"]
-    names = surgery.dimension_names(boxed)
+    names = trees.dimension_names(boxed)
     for path, want in NAMES.items():
         if path in names:
             assert names[path] == want

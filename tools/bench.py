@@ -65,12 +65,13 @@ def step_worker(layers: int, width: int) -> Callable[[], None]:
     compiled = state.compile_train_step(objective, optimizer, mesh, 1, shapes)
     train_state = state.sharded_init(objective, optimizer, mesh, jax.random.key(0))
     replicated = NamedSharding(mesh, PartitionSpec())
-    key, progress = jax.device_put((jax.random.key(1), np.float32(0.5)), replicated)
+    now = np.float32(0.5), np.float32(config.optimizer.lr)
+    key, progress, lr = jax.device_put((jax.random.key(1), *now), replicated)
     batch = sharding.to_global(batch, mesh)
 
     def run() -> None:
         nonlocal train_state
-        train_state, metrics = compiled.run(train_state, batch, key, progress)
+        train_state, metrics = compiled.run(train_state, batch, key, progress, lr)
         jax.block_until_ready((train_state, metrics))
 
     return run

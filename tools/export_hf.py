@@ -4,13 +4,15 @@
 
 AutoModel...from_pretrained(DST_DIR) gives the same hidden states and logits,
 AutoTokenizer.from_pretrained(DST_DIR) the same ids. It takes the parameters that the run stands
-for: the best step by validation where the run keeps one, else the last.
+for: the best step by validation where the run keeps one, else the last. A run that trained an
+ELECTRA gives its discriminator, with --generator its generator.
 """
 
 import pathlib
 
 import jax
 import numpy as np
+from absl import flags
 
 from pretrain import cli, hf, sharding, tasks
 from pretrain.checkpoint import load_params
@@ -23,13 +25,15 @@ from pretrain.data.tokenizer_files import NAMED, special_text
 from pretrain.errors import UserError
 from pretrain.files import check_new_folder, read_json
 from pretrain.hf.family import HEADS
+from pretrain.masked import generator_options
+from pretrain.objectives.rtd import generator_params
 
-LM, CLASSIFICATION, TAGGING, DISCRIMINATOR = HEADS
+PAIR, LM, CLASSIFICATION, TAGGING, DISCRIMINATOR = HEADS
 _IDS = ("bos", "eos", "cls", "sep")  # special tokens of which config.json knows
 OBJECTIVE_HEADS = {
     "mlm": LM,
     "causal": LM,
-    "denoising": LM,
+    **dict.fromkeys(("denoising", "spans", "infilling", "prefix", "recurrent"), LM),
     "rtd": DISCRIMINATOR,
     "classify": CLASSIFICATION,
     "tag": TAGGING,
@@ -37,8 +41,11 @@ OBJECTIVE_HEADS = {
 }
 
 
-def export(workdir: pathlib.Path, directory: pathlib.Path) -> str:
-    """Writes the folder, which must not exist or be empty; returns the class of transformers."""
+def export(workdir: pathlib.Path, directory: pathlib.Path, generator: bool = False) -> str:
+    """Writes the folder, which must not exist or be empty; returns the class of transformers.
+
+    ``generator``: that of a run with replaced-token detection, in place of the discriminator.
+    """
     check_new_folder(directory, "DST_DIR")
     config = tasks.read_config(workdir)
     if "model_type" in config:
@@ -55,6 +62,15 @@ def export(workdir: pathlib.Path, directory: pathlib.Path) -> str:
     params = jax.tree.map(np.asarray, load_params(workdir, mesh)[0])
     objective = config.objective.name
     given = {"head": OBJECTIVE_HEADS[objective], "label_names": about["label_names"]}
+    if generator:
+        if "generator" not in params:
+            raise UserError(f"--generator: {workdir} has none, expected a run of electra.py")
+        section, given["head"] = config.objective, LM
+        options = generator_options(options, section.generator_size, section.generator_layers)
+        params = generator_params(params)
+    params.pop("generator", None)
+    if objective == "mlm" and config.objective.sentence_pairs:
+        given["head"] = PAIR
     if objective == "classify":
         given["pool"] = tasks.pooling(config, options)
     if objective in ("classify", "tag"):
@@ -96,10 +112,11 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
         raise UserError(f"found {len(arguments)} arguments, expected WORKDIR DST_DIR")
     workdir, directory = map(pathlib.Path, arguments)
-    architecture = export(workdir, directory)
+    architecture = export(workdir, directory, flags.FLAGS.generator)
     tokens = "with its tokenizer" if has_tokenizer(workdir) else "without a tokenizer"
     print(f"wrote {directory}: {architecture}, {tokens}")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_bool("generator", False, "Of an ELECTRA, the generator that made replacements.")
     cli.main(main, __doc__, positional=True)

@@ -140,7 +140,9 @@ def _objective(loaded: hf.reading.Loaded) -> str:
         return OBJECTIVES[loaded.head]
     if loaded.options.causal:
         return "causal"
-    return "denoising" if loaded.family.model == "encoder_decoder" else "mlm"
+    if loaded.family.model == "encoder_decoder":
+        return "spans" if loaded.family.model_type == "t5" else "infilling"
+    return "mlm"
 
 
 def _config(loaded: hf.reading.Loaded, objective: str, seq_len: int, label: str) -> Any:
@@ -148,6 +150,10 @@ def _config(loaded: hf.reading.Loaded, objective: str, seq_len: int, label: str)
     config = configs.base(model=loaded.family.model, objective=objective)
     for field in dataclasses.fields(loaded.options):
         config.model[field.name] = getattr(loaded.options, field.name)
+    if loaded.head == "pair_head":
+        config.objective.sentence_pairs, config.data.packing = "nsp", False
+    if objective == "rtd":
+        config.objective.generator_size = 0.0  # the discriminator comes alone
     if objective == "classify":
         config.objective.pool = loaded.family.pool
     if objective == "tag":

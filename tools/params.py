@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -50,6 +51,11 @@ class Pieces:
     pad_id: int = 0
     mask_id: int = 4
     special_ids: tuple[int, ...] = (0, 1, 2, 3, 4)
+    pieces: tuple[str, ...] = ()
+
+    @property
+    def word_start(self) -> np.ndarray:
+        return np.ones(self.vocab_size, bool)
 
 
 class Blank(NamedTuple):

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from pretrain.data import features, labels, tokenizer
+from pretrain.data.ngrams import NgramFeatures
+from pretrain.data.words import WordEncoder
 from pretrain.errors import UserError
 from pretrain.files import read_json, write_json
 
 Columns = dict[str, np.ndarray]
-WORDS_PER_ROW = 64  # for linear taggers: most single sentences fit, so predicting compiles once
 ABOUT, FEATURES = "encoder.json", "features.npz"
 
 
@@ -66,7 +67,7 @@ class FeatureEncoder:
         *,
         num_features: int,
         window: int = 0,
-        ngrams: features.NgramFeatures | None = None,
+        ngrams: NgramFeatures | None = None,
     ):
         self.task, self.label_names = task, list(label_names)
         self.num_features, self.window, self.ngrams = num_features, window, ngrams
@@ -82,7 +83,6 @@ class FeatureEncoder:
             examples,
             num_features=self.num_features,
             label_names=self.label_names,
-            seq_len=WORDS_PER_ROW,
             window=self.window,
             key=key,
         )
@@ -95,7 +95,10 @@ class FeatureEncoder:
         write_json(workdir / ABOUT, {"kind": self.kind, "task": self.task, **about})
 
 
-def load(workdir: pathlib.Path) -> TokenEncoder | FeatureEncoder:
+Encoder = TokenEncoder | FeatureEncoder | WordEncoder
+
+
+def load(workdir: pathlib.Path) -> Encoder:
     """The encoder of a training run's workdir."""
     if not (workdir / ABOUT).is_file():
         raise UserError(f"{workdir}: no {ABOUT} found; expected the workdir of a training run")
@@ -103,8 +106,10 @@ def load(workdir: pathlib.Path) -> TokenEncoder | FeatureEncoder:
     kind, task, names = about.pop("kind"), about.pop("task"), about.pop("label_names")
     if kind == TokenEncoder.kind:
         return TokenEncoder(tokenizer.load(workdir), task, names, about["seq_len"])
+    if kind == WordEncoder.kind:
+        return WordEncoder(task, names, **about)
     path = workdir / FEATURES
-    ngrams = features.NgramFeatures.load(path) if path.is_file() else None
+    ngrams = NgramFeatures.load(path) if path.is_file() else None
     seq_len = about.pop("seq_len")
     encoder = FeatureEncoder(task, names, ngrams=ngrams, **about)
     encoder.seq_len = seq_len

@@ -193,7 +193,8 @@ def encode_tags(
     Returns:
         tokens [n, S] int32, segment_ids [n, S] int32 (1 real, 0 padding), labels [n, S] int32,
         label_mask [n, S] float32 (1 once per word), word [n, S] int32 (index of the word in its
-        sentence where label_mask is 1, else -1), weights [n] float32 (1), example [n] int32.
+        sentence where label_mask is 1, else -1), sentence_end [n, S] bool (true on a sentence's
+        last word), weights [n] float32 (1), example [n] int32.
 
     Raises:
         UserError: on an unknown tag, tags that are not as many as tokens, or a seq_len without
@@ -217,16 +218,19 @@ def encode_tags(
     columns = _rows(windows, tokenizer, seq_len)
     shape = columns["tokens"].shape
     labels, label_mask = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    word = np.full(shape, -1, np.int32)
+    word, sentence_end = np.full(shape, -1, np.int32), np.zeros(shape, bool)
     if windows:
         where = np.concatenate(row_parts), np.concatenate(column_parts)
         labels[where], label_mask[where] = np.concatenate(label_parts), 1
         word[where] = np.concatenate(word_parts)
+        lengths = np.array([len(sentence["tokens"]) for sentence in examples])
+        sentence_end[where] = word[where] == lengths[np.array(example)[where[0]]] - 1
     return {
         **columns,
         "labels": labels,
         "label_mask": label_mask,
         "word": word,
+        "sentence_end": sentence_end,
         "weights": np.ones(len(windows), np.float32),
         "example": np.array(example, np.int32),
     }
@@ -325,12 +329,15 @@ def words_from_predictions(
         predicted_ids: [n, S] label ids. `columns["labels"]` here gives the gold tags back.
         label_names: tag names, the index is the id.
     """
-    ids, edges = _by_sentence(columns, np.asarray(predicted_ids))
+    ids, edges = by_sentence(columns, np.asarray(predicted_ids))
     return _split_names(ids, edges, label_names)
 
 
 def decode_tags(
-    columns: Mapping[str, np.ndarray], log_probs: np.ndarray, label_names: Sequence[str]
+    columns: Mapping[str, np.ndarray],
+    log_probs: np.ndarray,
+    label_names: Sequence[str],
+    crf: Mapping[str, np.ndarray] | None = None,
 ) -> list[list[str]]:
     """The most probable valid IOB2 tags of every sentence, one per word in order.
 
@@ -341,27 +348,29 @@ def decode_tags(
         columns: label_mask, word and example of `encode_tags` or `encode_tag_features`.
         log_probs: [n, S, C] log-probabilities, or logits.
         label_names: [C] tag names, the index is the id; "O" is among them.
+        crf: scores of a conditional random field, `pretrain.models.crf`: none are 0.
     """
     forbidden = -1e9
+    crf = crf or {"transitions": 0.0, "start": 0.0, "end": 0.0}
     kinds = [name[2:] for name in label_names]
     inside = np.array([name.startswith("I-") for name in label_names])
     same = np.array([[a == b for b in kinds] for a in kinds])
-    transition = np.where(inside & ~same, forbidden, 0.0)  # [from, to]; O has the kind "".
+    transition = np.where(inside & ~same, forbidden, crf["transitions"])  # [from, to]; O is "".
 
-    flat, edges = _by_sentence(columns, np.asarray(log_probs))
+    flat, edges = by_sentence(columns, np.asarray(log_probs))
     lengths = np.diff(edges)
     order = np.argsort(-lengths, kind="stable")  # Longest first: those still going are a prefix.
     order = order[: np.count_nonzero(lengths)]
     starts, lengths = edges[order], lengths[order]
     going = [np.count_nonzero(lengths > t) for t in range(lengths.max(initial=0))]
 
-    score = np.where(inside, forbidden, 0.0) + flat[starts]
+    score = np.where(inside, forbidden, crf["start"]) + flat[starts]
     best_before = np.zeros(flat.shape, np.int64)
     for t, n in enumerate(going[1:], start=1):
         paths = score[:n, :, None] + transition
         best_before[starts[:n] + t] = paths.argmax(axis=1)
         score[:n] = paths.max(axis=1) + flat[starts[:n] + t]
-    current, ids = score.argmax(axis=1), np.empty(len(flat), np.int64)
+    current, ids = (score + crf["end"]).argmax(axis=1), np.empty(len(flat), np.int64)
     for t, n in reversed(list(enumerate(going))):
         here = starts[:n] + t
         ids[here] = current[:n]
@@ -369,7 +378,20 @@ def decode_tags(
     return _split_names(ids, edges, label_names)
 
 
-def _by_sentence(
+def spread_words(columns: Mapping[str, np.ndarray], values: np.ndarray) -> np.ndarray:
+    """The inverse of `by_sentence`: values [words, ...] at their words' places, [n, S, ...]."""
+    count = len(values)
+    places = np.full(columns["label_mask"].shape, -1)
+    places[np.nonzero(columns["label_mask"])] = np.arange(count)
+    order, _ = by_sentence(columns, places)
+    inverse = np.empty(count, np.int64)
+    inverse[order] = np.arange(count)
+    spread = np.zeros((*places.shape, *values.shape[1:]), values.dtype)
+    spread[np.nonzero(columns["label_mask"])] = values[inverse]
+    return spread
+
+
+def by_sentence(
     columns: Mapping[str, np.ndarray], values: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values [n, S, ...] of all words in order, [words, ...], and sentences' edges among them."""

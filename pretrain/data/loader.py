@@ -20,7 +20,13 @@ _READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
 
 class Dataset(Protocol):
-    """Random access to rows."""
+    """Random access to rows.
+
+    One whose examples are made anew in every epoch also has ``prepare(indices, epochs, seed)``,
+    which training calls in place of indexing: a pure function of these, row by row
+    (`pretrain.data.order.example_keys`). One whose ``stream`` is true has rows each of which
+    continues the one before it.
+    """
 
     def __len__(self) -> int: ...
 
@@ -56,14 +62,21 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Batches of steps `start_step` ... `num_steps` - 1, in the order of `order.batch_indices`.
 
+    Of a stream in that of `order.stream_indices`.
     Batch `step` depends on (seed, step) alone, so that resuming is only a larger `start_step`.
     `batch_size` counts rows over all processes; each process gets its contiguous share, and the
     shares in the order of the processes are the batch.
     """
     share = _process_share("train.batch_size", batch_size, process_index, process_count)
 
+    in_order = order.stream_indices if is_stream(dataset) else order.batch_indices
+
     def make_batch(step: int) -> Batch:
-        return dataset[order.batch_indices(step, batch_size, len(dataset), seed)[share]]
+        indices = in_order(step, batch_size, len(dataset), seed)[share]
+        if not hasattr(dataset, "prepare"):
+            return dataset[indices]
+        epochs = order.batch_epochs(step, batch_size, len(dataset))[share]
+        return dataset.prepare(indices, epochs, seed)
 
     return _prefetched(make_batch, start_step, num_steps)
 
@@ -71,21 +84,33 @@ def train_batches(
 def eval_batches(
     dataset: Dataset, batch_size: int, *, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
-    """Every row once, in order, in batches of one shape, with a column ``weights [n]`` float32.
+    """Every row once, in order, in batches of one shape, with ``weights [n, ...]`` float32.
 
     The last batch is filled up with copies of row 0 that weigh 0; other rows keep the weight
     that the dataset gives them, or 1. Processes share each batch as in `train_batches`.
+
+    Of a stream each row of a batch continues that of the batch before; rows at its end are copies.
     """
     share = _process_share("evals.batch_size", batch_size, process_index, process_count)
 
     def make_batch(step: int) -> Batch:
-        indices = np.arange(step * batch_size, (step + 1) * batch_size)[share]
+        if is_stream(dataset):
+            indices = (step + num_steps * np.arange(batch_size))[share]
+        else:
+            indices = np.arange(step * batch_size, (step + 1) * batch_size)[share]
         real = indices < len(dataset)
         batch = dataset[np.where(real, indices, 0)]
         weights = batch.get("weights", np.ones(len(indices), np.float32))
+        real = real.reshape(-1, *[1] * (weights.ndim - 1))
         return {**batch, "weights": np.where(real, weights, 0).astype(np.float32)}
 
-    return _prefetched(make_batch, 0, -(-len(dataset) // batch_size))
+    num_steps = -(-len(dataset) // batch_size)
+    return _prefetched(make_batch, 0, num_steps)
+
+
+def is_stream(dataset: Dataset) -> bool:
+    """Whether each row continues the one before it."""
+    return getattr(dataset, "stream", False)
 
 
 def _process_share(key: str, batch_size: int, process_index: int, process_count: int) -> slice:

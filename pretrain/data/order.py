@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from pretrain.data.hashing import mix
+from pretrain.data.hashing import GOLDEN, mix
 
 _NUM_ROUNDS = 8
 
@@ -34,6 +34,28 @@ def batch_indices(step: int, batch_size: int, num_examples: int, seed: int) -> n
         batch_size -= stop - start
         epoch, start = epoch + 1, 0
     return np.concatenate(parts)
+
+
+def batch_epochs(step: int, batch_size: int, num_examples: int) -> np.ndarray:
+    """Epoch of each example of batch `step`: int64 ``[batch_size]``."""
+    epoch, start = divmod(step * batch_size, num_examples)
+    return epoch + (start + np.arange(batch_size)) // num_examples
+
+
+def example_keys(seed: int, indices: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+    """What to draw an example's random choices from: uint64, one for each (seed, index, epoch)."""
+    epoch_keys = mix(epochs.astype(np.uint64) + np.uint64(mix(seed + GOLDEN & 2**64 - 1)))
+    return mix(epoch_keys + indices.astype(np.uint64))
+
+
+def stream_indices(step: int, batch_size: int, num_examples: int, seed: int) -> np.ndarray:
+    """Examples of batch `step` where row `r` continues row `r` of the batch before: int64.
+
+    The examples are a ring. Rows begin evenly spaced on it, from a place that the seed chooses, and
+    each goes round: `num_examples / batch_size` steps see every example about once.
+    """
+    starts = np.arange(batch_size) * num_examples // batch_size
+    return (starts + int(permute(np.zeros(1), num_examples, seed, 0)[0]) + step) % num_examples
 
 
 def permute(positions: np.ndarray, num_examples: int, seed: int, epoch: int) -> np.ndarray:

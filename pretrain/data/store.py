@@ -3,6 +3,9 @@
 A row is ``[CLS] document [SEP] [CLS] document [SEP] ... [PAD]``. Documents longer than a row are
 divided into windows that fill rows; each window is a segment of its own.
 
+As a stream (``stream=True``), for models that carry memory from row to row, a row goes on where the
+one before it ends, also in the middle of a document.
+
 On disk two ids beyond the vocabulary stand for padding and for the first token of a segment, as a
 tokenizer may have one special token for everything (GPT-2). So the stored ids alone say where
 segments begin: segment ids and positions are computed when rows are read.
@@ -62,6 +65,7 @@ class TokenStore:
         self.seq_len: int = meta["seq_len"]
         self.vocab_size: int = meta["vocab_size"]
         self._pad_id, self._cls_id = meta["pad_id"], meta["cls_id"]
+        self.stream: bool = meta.get("stream", False)
         self.stats = Stats(**meta["stats"])
         file, dtype = self.path / _TOKENS_FILE, np.dtype(meta["dtype"])
         shape = (self.stats.num_rows, self.seq_len)
@@ -79,6 +83,10 @@ class TokenStore:
 
         tokens: the ids. segment_ids: 1, 2, ... for the row's segments, 0 for padding. positions:
         from 0 in each segment, 0 for padding.
+
+        Of a stream, segment 1 is the document that the row goes on with; one that begins with its
+        row is segment 2, and positions are from 0 in each row. Also ``next_token [n]`` int32: what
+        follows the row in its last document, -1 for nothing.
         """
         stored = self._tokens[indices]
         real = stored != self.vocab_size
@@ -88,11 +96,16 @@ class TokenStore:
         np.copyto(tokens, self._cls_id, where=starts)
         columns = np.arange(self.seq_len, dtype=np.int32)
         segment_start = np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
-        return {
+        segment_ids = np.cumsum(starts, axis=1, dtype=np.int32) + self.stream
+        rows = {
             "tokens": tokens,
-            "segment_ids": np.cumsum(starts, axis=1, dtype=np.int32) * real,
+            "segment_ids": segment_ids * real,
             "positions": (columns - segment_start) * real,
         }
+        if self.stream:
+            following = self._tokens[(indices + 1) % len(self), 0].astype(np.int32)
+            rows["next_token"] = np.where(following < self.vocab_size, following, np.int32(-1))
+        return rows
 
 
 def build(
@@ -102,6 +115,7 @@ def build(
     seq_len: int,
     cache_dir: str | Path,
     packing: bool = True,
+    stream: bool = False,
     progress: bool = True,
     key: str = "data.train",
 ) -> TokenStore:
@@ -114,6 +128,7 @@ def build(
       source: yields example dicts (`pretrain.data.sources`); has `name` and `fingerprint()`.
       packing: put several documents in a row where they fit; otherwise rows are documents, or
         windows of long ones, in the order of the source.
+      stream: documents one behind the other, in that order, cut wherever a row is full.
       progress: show documents, tokens and tokens/s on stderr.
       key: the config key of `source`, for error messages.
 
@@ -122,7 +137,7 @@ def build(
     """
     if seq_len < _MIN_SEGMENT:
         raise UserError(f"train.seq_len: {seq_len} is too short; expected at least {_MIN_SEGMENT}")
-    settings = {"seq_len": seq_len, "packing": packing}
+    settings = {"seq_len": seq_len, "packing": packing} | ({"stream": True} if stream else {})
     fingerprint = source.fingerprint()
     content = json.dumps([_FORMAT, fingerprint, tokenizer.fingerprint, settings], sort_keys=True)
     path = Path(cache_dir) / "stores" / hashlib.sha256(content.encode()).hexdigest()[:32]
@@ -133,7 +148,8 @@ def build(
                 open(building / _TOKENS_FILE, "wb") as file,
                 _Progress(source.name, enabled=progress) as shown,
             ):
-                rows = _Rows(file, tokenizer, seq_len, dtype, packing)
+                layout = _Stream if stream else _Rows
+                rows = layout(file, tokenizer, seq_len, dtype, packing)
                 stats = _write(source, tokenizer, rows, shown)
             if not rows.num_rows:
                 raise UserError(f"{key}: {source.name} holds no text; expected a document at least")
@@ -210,6 +226,7 @@ class _Rows:
         # where that list is not empty, so that one shift finds the best fit.
         self._open: list[list[int]] = [[] for _ in range(seq_len + 1)]
         self._rooms = 0
+        self._filled = 0  # of the only open row of a stream
         self.num_rows = 0
         self.num_tokens = 0
 
@@ -274,6 +291,30 @@ class _Rows:
     def _emit(self, rows: np.ndarray) -> None:
         self._file.write(rows.tobytes())
         self.num_rows += len(rows)
+
+
+class _Stream(_Rows):
+    """Lays documents out one behind the other; only the last row may have padding."""
+
+    def add(self, ids: np.ndarray) -> None:
+        if not len(ids):
+            return
+        whole = np.empty(self._filled + len(ids) + 2, self._dtype)
+        whole[: self._filled] = self._rows[0, : self._filled]
+        whole[self._filled] = self._start
+        whole[self._filled + 1 : -1] = ids
+        whole[-1] = self._end
+        self.num_tokens += len(ids) + 2
+        full = len(whole) // self._seq_len * self._seq_len
+        self._emit(whole[:full].reshape(-1, self._seq_len))
+        self._filled = len(whole) - full
+        self._rows[0, : self._filled] = whole[full:]
+
+    def close(self) -> None:
+        if self._filled:
+            self._rows[0, self._filled :] = self._padding
+            self._emit(self._rows[:1])
+            self._filled = 0
 
 
 def _lowest_bit(bits: int) -> int:

@@ -100,6 +100,7 @@ def _tensors(cfg: TransformerConfig) -> list[Tensor]:
         *norm("cls.predictions.transform.LayerNorm", "lm_head/norm"),
         Tensor("cls.predictions.bias", ("lm_head/bias",)),
         *([] if cfg.tied else untied),
+        *linear("cls.seq_relationship", "pair_head"),
         *linear("classifier", "classification_head"),
         *linear("classifier", "tagging_head"),
     ]
@@ -112,10 +113,10 @@ FAMILY = Family(
     architectures={
         "": "BertModel",
         "lm_head": "BertForMaskedLM",
+        "pair_head": "BertForPreTraining",
         "classification_head": "BertForSequenceClassification",
         "tagging_head": "BertForTokenClassification",
     },
-    accepts={"BertForPreTraining": "lm_head"},
     from_hf=_from_hf,
     to_hf=shared_config,
     tensors=_tensors,

@@ -8,7 +8,8 @@ from pretrain.errors import UserError
 from pretrain.hf.tensors import Tensor
 
 CONFIG = "config.json"
-HEADS = ("lm_head", "classification_head", "tagging_head", "discriminator_head")  # "": none
+CLASSES = ("classification_head", "tagging_head")
+HEADS = ("pair_head", "lm_head", *CLASSES, "discriminator_head")  # "": none
 
 
 @dataclasses.dataclass(frozen=True)

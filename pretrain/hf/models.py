@@ -9,7 +9,14 @@ import jax.numpy as jnp
 
 from pretrain.hf.family import Family
 from pretrain.models import families
-from pretrain.models.heads import Classifier, Discriminator, Encoder, LanguageModel, Tagger
+from pretrain.models.heads import (
+    Classifier,
+    Discriminator,
+    Encoder,
+    LanguageModel,
+    PairModel,
+    Tagger,
+)
 from pretrain.trees import flatten
 
 Shapes = dict[str, tuple[int, ...]]  # by path
@@ -19,6 +26,8 @@ def build(family: Family, options: Any, head: str, num_classes: int = 2) -> nn.M
     """The model with this head; none: the trunk alone."""
     ours = families.FAMILIES[family.model]
     trunk = ours.backbone(options)
+    if head == "pair_head":
+        return PairModel(trunk, ours.lm_head(options))
     if head == "lm_head":
         return LanguageModel(trunk, ours.lm_head(options))
     if head == "classification_head":

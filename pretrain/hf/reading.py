@@ -11,7 +11,7 @@ import numpy as np
 
 from pretrain.errors import UserError
 from pretrain.hf import models
-from pretrain.hf.family import CONFIG, HEADS, Family, read_options
+from pretrain.hf.family import CLASSES, CONFIG, HEADS, Family, read_options
 from pretrain.hf.files import Weights, read_json
 from pretrain.hf.tensors import Tensor
 from pretrain.trees import nest
@@ -55,7 +55,7 @@ def read(directory: pathlib.Path, families: Sequence[Family]) -> Loaded:
         names = _Names(weights, family)
         tensors = family.tensors(options)
         head, architecture = _head(config, family, tensors, names)
-        label_names = _label_names(config) if head in HEADS[1:3] else []
+        label_names = _label_names(config) if head in CLASSES else []
         pooler = _has_pooler(family, tensors, names)
         shapes = models.shapes(family, options, head, len(label_names), pooler)
         params = _read(tensors, shapes, names)

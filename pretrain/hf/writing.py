@@ -13,15 +13,13 @@ from pretrain.data.cache import atomic_directory
 from pretrain.errors import UserError
 from pretrain.files import check_new_folder, write_text
 from pretrain.hf import models
-from pretrain.hf.family import CONFIG, HEADS, Family
+from pretrain.hf.family import CLASSES, CONFIG, HEADS, Family
 from pretrain.hf.files import SHARD_BYTES, write_weights
 from pretrain.hf.tensors import Tensor
 from pretrain.hf.trunk import comparable
 from pretrain.trees import flatten
 
 logger = logging.getLogger(__name__)
-
-CLASSES = ("classification_head", "tagging_head")
 
 
 def write(

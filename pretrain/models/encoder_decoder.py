@@ -400,21 +400,22 @@ class EncoderDecoder(nn.Module):
         """The word embedding ``[V, D]``, for a tied vocabulary head."""
         return self.word.embedding
 
-    def forward_flops(self, seq_len: int) -> int:
+    def forward_flops(self, seq_len: int, target_length: int = 0) -> int:
         """Floating-point operations of the matrix products for one row of ``seq_len`` tokens.
 
-        A multiply-add counts as two; the decoder, as long as the encoder, sees half the pairs.
+        A multiply-add counts as two. The decoder, whose rows have ``target_length`` tokens (0: as
+        many as the encoder's), sees half the pairs of its own.
         """
-        cfg = self.config
+        cfg, targets = self.config, target_length or seq_len
         inner = cfg.num_heads * cfg.head_width
-        attention = seq_len * 4 * cfg.hidden_size * inner
-        ffn = seq_len * (3 if cfg.gated else 2) * cfg.hidden_size * cfg.ffn_size
-        pairs = 2 * inner * seq_len**2
-        encoder = cfg.num_layers * (attention + ffn + pairs)
+        projection = cfg.hidden_size * inner
+        ffn = (3 if cfg.gated else 2) * cfg.hidden_size * cfg.ffn_size
+        encoder = seq_len * (4 * projection + ffn) + 2 * inner * seq_len**2
         if cfg.reads == "encoder":
-            return 2 * encoder
-        seen = 2 * inner * transformer.count_pairs(seq_len, seq_len, True)
-        return 2 * (encoder + cfg.decoder_layers * (2 * attention + ffn + pairs + seen))
+            return 2 * cfg.num_layers * encoder
+        seen = transformer.count_pairs(targets, targets, True) + targets * seq_len
+        decoder = targets * (6 * projection + ffn) + seq_len * 2 * projection + 2 * inner * seen
+        return 2 * (cfg.num_layers * encoder + cfg.decoder_layers * decoder)
 
 
 class EncoderDecoderLMHead(LMHead):

@@ -10,7 +10,7 @@ from pretrain.models.encoder_decoder import (
     EncoderDecoderConfig,
     EncoderDecoderLMHead,
 )
-from pretrain.models.heads import LanguageModel, LMHead
+from pretrain.models.heads import LanguageModel, LMHead, PairModel
 from pretrain.models.mobilebert import MobileBert, MobileBertConfig, MobileBertLMHead
 from pretrain.models.transformer import Transformer, TransformerConfig
 from pretrain.models.transformer_xl import TransformerXL, TransformerXLConfig
@@ -26,11 +26,18 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "transformer": Family(TransformerConfig, Transformer, LMHead, ("mlm", "causal", "rtd")),
+    "transformer": Family(
+        TransformerConfig, Transformer, LMHead, ("mlm", "causal", "prefix", "rtd")
+    ),
     "mobilebert": Family(MobileBertConfig, MobileBert, MobileBertLMHead, ("mlm",)),
-    "transformer_xl": Family(TransformerXLConfig, TransformerXL, AdaptiveSoftmax, ("causal",)),
+    "transformer_xl": Family(
+        TransformerXLConfig, TransformerXL, AdaptiveSoftmax, ("causal", "recurrent")
+    ),
     "encoder_decoder": Family(
-        EncoderDecoderConfig, EncoderDecoder, EncoderDecoderLMHead, ("denoising",)
+        EncoderDecoderConfig,
+        EncoderDecoder,
+        EncoderDecoderLMHead,
+        ("spans", "infilling", "denoising"),
     ),
 }
 
@@ -39,3 +46,9 @@ def language_model(name: str, options: Any) -> LanguageModel:
     """The backbone of a family with its vocabulary head."""
     family = FAMILIES[name]
     return LanguageModel(family.backbone(options), family.lm_head(options))
+
+
+def pair_model(name: str, options: Any) -> PairModel:
+    """As `language_model`, with a head for pairs of texts."""
+    family = FAMILIES[name]
+    return PairModel(family.backbone(options), family.lm_head(options))

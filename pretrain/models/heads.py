@@ -24,7 +24,9 @@ class LMHead(nn.Module):
                 init_std=cfg.init_std, dtype=cfg.dtype, name="transform",
             )(hidden)  # fmt: skip
             hidden = ACTIVATIONS[cfg.activation](hidden)
-            hidden = cfg.make_norm("norm")(hidden)
+            # Left to itself, the compiler makes wrong gradients of it on data x fsdp x tensor.
+            axes = ("batch", *(None,) * (hidden.ndim - 1))
+            hidden = cfg.make_norm("norm")(nn.with_logical_constraint(hidden, axes))
         flat = hidden.reshape(-1, hidden.shape[-1])
         if not cfg.tied:
             table = self.param(
@@ -74,9 +76,34 @@ class LanguageModel(nn.Module):
         """Touches every parameter; for ``init``."""
         return self.logits(self.trunk(tokens))
 
-    def forward_flops(self, seq_len: int, predicted: int) -> int:
-        """Of one row of which ``predicted`` positions get logits."""
-        return self.trunk.forward_flops(seq_len) + predicted * self.lm_head.forward_flops()
+    def forward_flops(self, seq_len: int, predicted: int, **lengths: int) -> int:
+        """Of one row of which ``predicted`` positions get logits; ``lengths`` go to the trunk."""
+        head = predicted * self.lm_head.forward_flops()
+        return self.trunk.forward_flops(seq_len, **lengths) + head
+
+
+class PairModel(LanguageModel):
+    """Also tells of a pair of texts which of two things it is (NSP; Devlin et al. 2019).
+
+    Its pooler is the one that a classifier with ``objective.pool`` "pooler" starts from.
+    """
+
+    def setup(self):
+        cfg = self.trunk.config
+        self.pooler = Pooler(cfg)
+        self.pair_head = Dense(
+            ("embed",), (2,), ("classes",), init_std=cfg.init_std, dtype=cfg.dtype
+        )
+
+    def pair_logits(self, hidden: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """``[B, S, D] -> [B, 2]``, float32."""
+        pooled = pool(hidden, segment_ids, POOLERS[self.trunk.config.pooler].position)
+        return self.pair_head(self.pooler(pooled)).astype(jnp.float32)
+
+    def initialise(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Touches every parameter; for ``init``."""
+        hidden = self.trunk(tokens)
+        return self.logits(hidden), self.pair_logits(hidden, jnp.ones_like(tokens))
 
 
 POOLS = ("first", "last", "mean", "pooler")
@@ -155,12 +182,13 @@ class LabelModel(nn.Module):
         return self.trunk.forward_flops(seq_len)
 
     def read(self, batch: dict[str, jax.Array], deterministic: bool) -> jax.Array:
-        """Hidden states ``[B, S, D]``; ``token_types`` are optional in a batch."""
+        """Hidden states ``[B, S, D]``; ``token_types`` and ``characters`` are optional."""
+        inputs = {name: batch[name] for name in ("token_types", "characters") if name in batch}
         return self.trunk(
             batch["tokens"],
             segment_ids=batch["segment_ids"],
-            token_types=batch.get("token_types"),
             deterministic=deterministic,
+            **inputs,
         )
 
     def classify(self, x: jax.Array, name: str, use_bias: bool = True) -> jax.Array:

@@ -194,6 +194,7 @@ class Block(nn.Module):
             last = i == cfg.num_ffns - 1
             y = FeedForward(cfg, cfg.outer_norm_eps if last else cfg.norm_eps, name=f"ffn_{i}")(y)
         y = cfg.dense(cfg.hidden_size, ("embed", "embed_out"), "output")(y)
+        y = nn.with_logical_constraint(y, ("batch", "length", None))
         y = dropout(y, cfg.dropout, None if deterministic else self.make_rng("dropout"))
         x = cfg.make_norm(cfg.norm_eps, "output_norm")(x + y)
         x = nn.with_logical_constraint(x, ("batch", "length", None))
@@ -250,6 +251,7 @@ class MobileBert(nn.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         x = self.embedding_projection(trigrams(self.word(tokens), segment_ids))
+        x = nn.with_logical_constraint(x, ("batch", "length", None))
         x = x + self.position(positions)
         x = x + self.type(jnp.zeros_like(tokens) if token_types is None else token_types)
         x = self.embedding_norm(x)
@@ -296,6 +298,9 @@ class MobileBertLMHead(nn.Module):
         cfg = self.config
         hidden = cfg.dense(cfg.hidden_size, ("embed", "embed_out"), "transform")(hidden)
         hidden = ACTIVATIONS[cfg.activation](hidden)
+        # Left to itself, the compiler makes wrong gradients of it on data x fsdp x tensor.
+        axes = ("batch", *(None,) * (hidden.ndim - 1))
+        hidden = nn.with_logical_constraint(hidden, axes)
         hidden = LayerNorm(cfg.norm_eps, dtype=cfg.dtype, name="norm")(hidden)
         flat = hidden.reshape(-1, cfg.hidden_size)
         kernel = self.param(

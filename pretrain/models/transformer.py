@@ -135,14 +135,18 @@ class TransformerConfig:
         return LayerNorm(self.norm_eps, self.norm_bias, self.dtype, name=name)
 
 
-def attention_mask(segment_ids: jax.Array, causal: bool) -> jax.Array:
+def attention_mask(
+    segment_ids: jax.Array, causal: bool, prefix: jax.Array | None = None
+) -> jax.Array:
     """``[B, S]`` -> bool ``[B, 1, S, S]``: which keys (last) each query sees.
 
-    Only positions of the same segment; padding (0) sees padding, so that no row is empty.
+    Only positions of the same segment; padding (0) sees padding, so that no row is empty. Causal:
+    no later ones, but for those of the ``prefix``, bool ``[B, S]``, which all of their segment see.
     """
     mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     if causal:
-        mask &= jnp.tril(jnp.ones((1, 1, *mask.shape[-2:]), bool))
+        seen = jnp.tril(jnp.ones((1, 1, *mask.shape[-2:]), bool))
+        mask &= seen if prefix is None else seen | prefix[:, None, None, :]
     return mask
 
 
@@ -177,6 +181,8 @@ class Attention(nn.Module):
 
         query = project("query", cfg.num_heads)
         key, value = project("key", cfg.kv_heads), project("value", cfg.kv_heads)
+        for name, vectors in (("query", query), ("key", key), ("value", value)):
+            self.sow("intermediates", f"{name}_vectors", vectors)
         base = cfg.rotary_base
         if cfg.local_window:
             base = jnp.where(local, cfg.local_rotary_base, cfg.rotary_base)
@@ -314,12 +320,14 @@ class Transformer(nn.Module):
         segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
         token_types: jax.Array | None = None,
+        prefix: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
         """Hidden states ``[B, S, D]`` of ``tokens [B, S]``.
 
         ``segment_ids [B, S]``: 0 is padding, positions attend within equal ids (default: all one).
-        ``positions [B, S]`` default to 0, 1, ...; ``token_types [B, S]`` to 0.
+        ``positions [B, S]`` default to 0, 1, ...; ``token_types [B, S]`` to 0. ``prefix``, bool
+        ``[B, S]``: positions of a causal model that all of their segment see (default: none).
 
         With ``mutable=["intermediates"]`` the trunk tells ``embedded [B, S, D]``, and every layer
         what it passes on, ``hidden [L, B, S, D]``, and ``attention_scores [L, B, H, S, S]`` before
@@ -344,7 +352,7 @@ class Transformer(nn.Module):
             x = self.embedding_projection(x)
         x = nn.with_logical_constraint(x, ("batch", "length", None))
         self.sow("intermediates", "embedded", x)
-        mask = attention_mask(segment_ids, cfg.causal)
+        mask = attention_mask(segment_ids, cfg.causal, prefix)
         local = jnp.arange(cfg.num_layers) % cfg.global_every != 0
         if not cfg.first_norm:
             x, _ = self.first_layer(x, local[0], mask, positions, deterministic)

@@ -325,16 +325,17 @@ class TransformerXL(nn.Module):
         """Tables ``[rows, width]`` and projections ``[width, D]`` of the embedding."""
         return self.word.weights()
 
-    def forward_flops(self, seq_len: int) -> int:
+    def forward_flops(self, seq_len: int, held: int = 0) -> int:
         """Floating-point operations of the matrix products for one row of ``seq_len`` tokens.
 
-        A multiply-add counts as two. Attention counts the pairs that see each other, as fused
-        kernels do, in three products: by content, by position, and with the values. The projection
-        of relative encodings is left out: it is of a batch and not of its rows.
+        ``held``: positions of memory that the row is given. A multiply-add counts as two. Attention
+        counts the pairs that see each other, as fused kernels do, in three products: by content, by
+        position, and with the values. The projection of relative encodings is left out: it is of a
+        batch and not of its rows.
         """
         cfg = self.config
         inner = cfg.num_heads * cfg.head_width
-        held = cfg.mem_len if cfg.zero_memory else 0
+        held = held or (cfg.mem_len if cfg.zero_memory else 0)
         if cfg.same_length:
             pairs = seq_len * held if held else count_pairs(seq_len, cfg.mem_len - 1, causal=True)
         else:

@@ -11,11 +11,16 @@ from pretrain.objectives.language import Language, weigh
 
 
 def next_tokens(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Labels int32 and weights float32 ``[B, S]``: the next token of the same document, if any."""
+    """Labels int32 and weights float32 ``[B, S]``: the next token of the same document, if any.
+
+    That of a row's last token is ``next_token [B]`` where rows go on, -1 for none.
+    """
     labels = jnp.roll(batch["tokens"], -1, axis=1)
     segment_ids = batch["segment_ids"]
     same = (segment_ids == jnp.roll(segment_ids, -1, axis=1)) & (segment_ids > 0)
-    same = same.at[:, -1].set(False)
+    after = batch.get("next_token", jnp.full_like(labels[:, 0], -1))
+    labels = labels.at[:, -1].set(jnp.maximum(after, 0))
+    same = same.at[:, -1].set(after >= 0)
     return labels, same.astype(jnp.float32)
 
 
@@ -28,19 +33,18 @@ class CausalLM(Language):
 
     chunk_size: int
 
-    def corrupt(self, batch: Batch, key: jax.Array) -> Batch:
-        del key
-        return batch
-
     def score(self, params: dict, hidden: jax.Array, batch: Batch) -> Metrics:
-        labels, weights = next_tokens(batch)
-        weights = weigh(weights, batch)
+        labels, _ = next_tokens(batch)
+        _, weights = self.predicted(hidden, batch)
         losses, hits = self.cross_entropy(params, hidden, labels, self.chunk_size)
         total = weights.sum()
         return {
             "loss": ((losses * weights).sum(), total),
             "accuracy": ((hits * weights).sum(), total),
         }
+
+    def predicted(self, hidden: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return hidden, weigh(next_tokens(batch)[1], batch)
 
     def predict(self, params: dict, batch: Batch) -> Metrics:
         return self.metrics(params, batch)

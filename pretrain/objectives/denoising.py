@@ -6,10 +6,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from pretrain.errors import UserError
 from pretrain.models.encoder_decoder import shift_right
 from pretrain.objectives.base import Batch, Metrics
-from pretrain.objectives.language import weigh
+from pretrain.objectives.language import check_writes, weigh
 from pretrain.objectives.mlm import MaskedLM
 
 
@@ -27,11 +26,7 @@ class Denoising(MaskedLM):
     chunk_size: int
 
     def __post_init__(self):
-        if (found := self.model.trunk.config.reads) != "decoder":
-            raise UserError(
-                f"config.model.reads: found {found!r} with objective.name {self.name!r}, expected "
-                "decoder"
-            )
+        check_writes(self)
 
     def _mask(self, batch: Batch, rate: float, keys: jax.Array) -> Batch:
         """Also adds ``targets [B, S]``, the original tokens."""

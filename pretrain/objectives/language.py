@@ -1,19 +1,20 @@
 """What the objectives on raw text share, a cross-entropy in chunks among it."""
 
-import abc
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from pretrain.errors import UserError
 from pretrain.models.heads import LanguageModel
-from pretrain.objectives.base import Batch, Metrics
+from pretrain.objectives.base import Batch, Objective
 
 
 @dataclasses.dataclass(frozen=True)
-class Language(abc.ABC):
+class Language(Objective):
     """An objective over rows of packed documents; `score` is what a subclass adds."""
 
     scores: ClassVar[tuple[str, ...]]  # names of what is measured on held-out rows
@@ -22,13 +23,6 @@ class Language(abc.ABC):
 
     def init(self, key: jax.Array) -> dict:
         return self.model.init(key, jnp.zeros((1, 8), jnp.int32), method="initialise")
-
-    @abc.abstractmethod
-    def score(self, params: dict, hidden: jax.Array, batch: Batch) -> Metrics:
-        """Sums of losses and of hits, with their weights, from what `forward` gives."""
-
-    def metrics(self, params: dict, batch: Batch, **kwargs) -> Metrics:
-        return self.score(params, self.forward(params, batch, **kwargs), batch)
 
     def forward(self, params: dict, batch: Batch, **kwargs) -> jax.Array:
         """``[B, S, D]``; ``kwargs`` go to the model."""
@@ -40,13 +34,15 @@ class Language(abc.ABC):
             **kwargs,
         )
 
-    def loss(self, params: dict, batch: Batch, key: jax.Array):
-        metrics = self.metrics(params, batch, deterministic=False, rngs={"dropout": key})
-        return *metrics["loss"], metrics
+    def row_weights(self, hidden: jax.Array, batch: Batch) -> jax.Array:
+        return self.predicted(hidden, batch)[1].sum(-1)
 
-    def penalty(self, params: dict) -> float:
-        del params
-        return 0.0
+    def predicted(self, hidden: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """``hidden [B, S, D]`` where a token is predicted, ``[B, K, D]``, and weights ``[B, K]``.
+
+        All real positions, unless a subclass knows better.
+        """
+        return hidden, weigh((batch["segment_ids"] > 0).astype(jnp.float32), batch)
 
     def cross_entropy(
         self, params: dict, hidden: jax.Array, labels: jax.Array, chunk_size: int
@@ -56,24 +52,49 @@ class Language(abc.ABC):
         Never holds all logits of long rows: those of ``chunk_size`` positions a row exist at a
         time. A chunk has positions of every row, so that each device works on its own rows.
         """
-        rows, length = labels.shape
-        count = -(-length // chunk_size)
 
-        def chunks(x):
-            """``[B, S, ...] -> [count, B, S / count, ...]``."""
-            x = jnp.pad(x, [(0, 0), (0, -length % count)] + [(0, 0)] * (x.ndim - 2))
-            return jnp.moveaxis(x.reshape(rows, -1, count, *x.shape[2:]), 2, 0)
-
-        @jax.checkpoint
-        def score(carry, chunk):
-            hidden, labels = chunk
+        def score(hidden, labels):
             logits = self.model.apply({"params": params}, hidden, method="logits")
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return carry, (losses, (logits.argmax(-1) == labels).astype(jnp.float32))
+            return losses, (logits.argmax(-1) == labels).astype(jnp.float32)
 
-        _, scores = jax.lax.scan(score, None, (chunks(hidden), chunks(labels)))
-        losses, hits = (jnp.moveaxis(x, 0, 2).reshape(rows, -1)[:, :length] for x in scores)
-        return losses, hits
+        return in_chunks(score, (hidden, labels), chunk_size)
+
+
+def in_chunks(function: Callable[..., Any], arrays: Sequence[jax.Array], chunk_size: int) -> Any:
+    """``function`` of ``[B, S, ...]`` arrays by the position, evaluated ``chunk_size`` at a time.
+
+    What it computes within a chunk is not kept for the backward pass. Its results are ``[B, s]``
+    for ``s`` positions; these ones ``[B, S]``.
+    """
+    rows, length = arrays[0].shape[:2]
+    count = -(-length // chunk_size)
+
+    def chunks(x):
+        """``[B, S, ...] -> [count, B, S / count, ...]``."""
+        x = jnp.pad(x, [(0, 0), (0, -length % count)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(rows, -1, count, *x.shape[2:]), 2, 0)
+
+    body = jax.checkpoint(lambda carry, chunk: (carry, function(*chunk)))
+    _, results = jax.lax.scan(body, None, tuple(map(chunks, arrays)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(rows, -1)[:, :length], results)
+
+
+def content_keys(tokens: jax.Array, seed: int) -> jax.Array:
+    """A random key for each row of ``tokens [B, S]``: a function of these alone."""
+    place = jnp.arange(tokens.shape[1], dtype=jnp.uint32)[None, :]
+    odd = place * jnp.uint32(0x9E3779B2) + jnp.uint32(1)  # distinct multipliers
+    digest = (tokens.astype(jnp.uint32) * odd).sum(-1)
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(digest)
+
+
+def check_writes(objective: Language) -> None:
+    """`UserError` unless the model has a decoder that reads an encoder."""
+    if (found := objective.model.trunk.config.reads) != "decoder":
+        raise UserError(
+            f"config.model.reads: found {found!r} with objective.name {objective.name!r}, expected "
+            "decoder"
+        )
 
 
 def weigh(weights: jax.Array, batch: Batch) -> jax.Array:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from pretrain.data import encoders
-from pretrain.data.features import NgramFeatures
+from pretrain.data.ngrams import NgramFeatures, NgramOptions
 from pretrain.data.tokenizer import train
+from pretrain.data.words import WordEncoder
 from pretrain.errors import UserError
 
 TEXTS = [{"text": "a cat and a dog", "label": "b"}, {"text": "cows", "label": "a"}]
@@ -17,7 +18,13 @@ def make(kind, task):
     if kind == "tokens":
         corpus = [f"{a} {b} {c}" for a in "abcdef" for b in ("cat", "dog", "cow") for c in "ghijk"]
         return encoders.TokenEncoder(train(corpus, vocab_size=279), task, NAMES[task], 24)
-    ngrams = NgramFeatures(2**10).fit([e["text"] for e in TEXTS]) if task == "classify" else None
+    if kind == "words":
+        examples = TEXTS if task == "classify" else SENTENCES
+        about = dict(seq_len=8, num_words=9, min_count=1, word_length=5)
+        return WordEncoder.fit(examples, task, NAMES[task], **about)
+    ngrams = NgramFeatures(NgramOptions(2**10)) if task == "classify" else None
+    if ngrams is not None:
+        ngrams.fit([e["text"] for e in TEXTS], np.array([1, 0]), 2)
     encoder = encoders.FeatureEncoder(
         task, NAMES[task], num_features=2**10, window=1, ngrams=ngrams
     )
@@ -26,7 +33,7 @@ def make(kind, task):
 
 
 @pytest.mark.parametrize("task", ["classify", "tag"])
-@pytest.mark.parametrize("kind", ["tokens", "features"])
+@pytest.mark.parametrize("kind", ["tokens", "features", "words"])
 def test_a_loaded_encoder_makes_the_same_columns(kind, task, tmp_path):
     examples = TEXTS if task == "classify" else SENTENCES
     encoder = make(kind, task)
@@ -42,7 +49,7 @@ def test_a_loaded_encoder_makes_the_same_columns(kind, task, tmp_path):
         np.testing.assert_array_equal(got[name], column, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["tokens", "features"])
+@pytest.mark.parametrize("kind", ["tokens", "features", "words"])
 def test_errors_name_the_key(kind):
     with pytest.raises(UserError, match=r"data\.test: example 0 has the label 'c'"):
         make(kind, "classify").encode([{"text": "a", "label": "c"}], "data.test")

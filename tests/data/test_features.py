@@ -1,150 +1,73 @@
-import os
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from pretrain.data import features
 from pretrain.data.labels import decode_tags, words_from_predictions
+from pretrain.data.ngrams import NgramFeatures, NgramOptions
 from pretrain.errors import UserError
 
-TEXTS = [
-    "A film; a GOOD film!",
-    "not good , not good at all ...",
-    "I 've seen 3 films",
-    "",
-    "what a film ?!",
-]
-UNSEEN = ["a good film , unseen words", "nothing known here", "film film film film"]
+# rows
 
 
-def dense(ids, values, num_features):
-    out = np.zeros((len(ids), num_features))
-    np.add.at(out, (np.arange(len(ids))[:, None], ids), values)
-    return out
+@pytest.mark.parametrize("longest", [1, 7, 64, 200])
+def test_rows_hold_things_whole_and_little_else(longest):
+    sizes = np.random.default_rng(longest).integers(1, longest + 1, 3000)
+    row, first, lanes = features.pack(sizes)
+    assert lanes == max(64, longest)
+    taken = np.zeros((row.max() + 1, lanes), int)
+    for r, start, size in zip(row, first, sizes, strict=True):
+        assert start + size <= lanes
+        taken[r, start : start + size] += 1
+    assert taken.max() == 1
+    assert taken.mean() > 0.95
 
 
-@pytest.mark.parametrize("lowercase", [True, False])
-@pytest.mark.parametrize("sublinear_tf", [True, False])
-@pytest.mark.parametrize("ngrams", [(1, 1), (1, 2), (2, 3)])
-def test_ngram_features_equal_sklearn(ngrams, sublinear_tf, lowercase):
-    ours = features.NgramFeatures(2**16, ngrams, lowercase, sublinear_tf).fit(TEXTS)
-    theirs = TfidfVectorizer(
-        ngram_range=ngrams,
-        lowercase=lowercase,
-        sublinear_tf=sublinear_tf,
-        token_pattern=r"\w+|[^\w\s]",
-    ).fit(TEXTS)
-    terms = theirs.get_feature_names_out().tolist()
-    texts = [*TEXTS, *UNSEEN, *terms]
-    ids, values = ours.transform(texts)
-    expected = theirs.transform(texts).toarray()
-    assert len(set(ids[values > 0])) == len(terms)  # no collisions here
-    # Which column is whose does not matter: equal products of all pairs of texts, one of them every
-    # term by itself, and equal values in each text.
-    found = dense(ids, values, ours.num_features)
-    assert np.abs(found @ found.T - expected @ expected.T).max() < 1e-6
-    width = len(terms)
-    assert np.abs(np.sort(found)[:, -width:] - np.sort(expected)).max() < 1e-6
+def test_rows_mix_what_comes_in_the_order_of_labels():
+    row, _, _ = features.pack(np.full(640, 8))
+    share = np.bincount(row, np.arange(640) < 320) / np.bincount(row)
+    assert len(share) == 80 and ((share > 0) & (share < 1)).mean() > 0.9
 
 
-def test_ngram_features_are_sorted_merged_and_padded():
-    fitted = features.NgramFeatures(40).fit(TEXTS)  # so few buckets that n-grams collide
-    ids, values = fitted.transform([*TEXTS, "good film " * 100])
-    assert ids.dtype == np.int32
-    assert values.dtype == np.float32
-    assert ids.shape == values.shape == (6, 64)
-    for row, value in zip(ids, values, strict=True):
-        used = np.count_nonzero(value)
-        assert (np.diff(row[:used]) > 0).all()
-        assert (row[:used] > 0).all()
-        assert not row[used:].any()
-    norms = np.linalg.norm(values, axis=1)
-    assert norms == pytest.approx([1, 1, 1, 0, 1, 1], abs=1e-6)
+def test_no_things_are_no_rows():
+    assert features.pack(np.zeros(0, np.int64))[0].size == 0
 
 
-def test_ngram_features_grow_by_64():
-    texts = [" ".join(f"w{i}" for i in range(n)) for n in (10, 65)]
-    fitted = features.NgramFeatures(ngrams=(1, 1)).fit(texts)
-    assert fitted.transform(texts)[0].shape == (2, 128)
-    assert fitted.transform(texts[:1])[0].shape == (1, 64)
+# documents
+
+TEXTS = ["good film", "bad", "x", "", " ".join(f"w{i}" for i in range(600))]
+NAMES = ("pos", "neg", None, "neg", "pos")
+EXAMPLES = [{"text": t, "label": n} for t, n in zip(TEXTS, NAMES, strict=True)]
 
 
-def test_ngram_features_return_from_disk(tmp_path):
-    fitted = features.NgramFeatures(1000, (1, 3), False, False).fit(TEXTS)
-    fitted.save(tmp_path / "features.npz")
-    loaded = features.NgramFeatures.load(tmp_path / "features.npz")
-    for ours, theirs in zip(loaded.transform(TEXTS), fitted.transform(TEXTS), strict=True):
-        assert np.array_equal(ours, theirs)
-    settings = {name: value for name, value in vars(fitted).items() if name != "idf"}
-    assert {name: getattr(loaded, name) for name in settings} == settings
+@pytest.mark.parametrize("weighting", ["tfidf", "naive_bayes"])
+def test_documents_come_back_from_their_lanes(weighting):
+    fitted = NgramFeatures(NgramOptions(weighting=weighting))
+    fitted.fit(TEXTS, np.array([1, 0, 0, 0, 1]), 2)
+    columns = features.encode_classification_features(EXAMPLES, fitted, label_names=["neg", "pos"])
+    labelled = columns["weights"] > 0
+    order = np.argsort(columns["example"][labelled])
+    assert columns["example"][labelled][order].tolist() == [0, 1, 2, 3, 4]
+    assert columns["labels"][labelled][order].tolist() == [1, 0, -1, 0, 1]
+    assert set(columns["weights"][labelled]) == {1.0}
+    assert columns["features"].shape[1:] == (-(-1199 // features.LANE), features.LANE)
+    sizes, ids, values = fitted.transform(TEXTS)
+    for row, lane in zip(*np.nonzero(labelled), strict=True):
+        i = columns["example"][row, lane]
+        own = columns["document"][row] == lane
+        used = columns["features"][row, own] > 0
+        part = slice(sizes[:i].sum(), sizes[: i + 1].sum())
+        assert np.array_equal(columns["features"][row, own][used], ids[part])
+        assert np.array_equal(columns["values"][row, own][used], values[part])
+        assert not columns["values"][row, own][~used].any()
 
 
-def test_ids_do_not_depend_on_the_process():
-    program = (
-        "from tests.data import test_features as here;"
-        "print(here.features.NgramFeatures().fit(here.TEXTS).transform(here.TEXTS)[0].tolist(),"
-        "here.word_features(['a', 'B'], num_features=1000).tolist())"
-    )
-    runs = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(runs) == 1
-    here = features.NgramFeatures().fit(TEXTS).transform(TEXTS)[0].tolist()
-    assert runs.pop().startswith(str(here))
-
-
-def test_hashed_ids_spread_evenly():
-    words = [f"word{i}" for i in range(20_000)]
-    ids, _ = features.NgramFeatures(101, (1, 1)).fit(words).transform(words)
-    counts = np.bincount(ids[:, 0], minlength=101)
-    assert counts[0] == 0
-    # 200 expected in each; chi-squared with 99 degrees of freedom has mean 99 and deviation 14.
-    assert ((counts[1:] - 200) ** 2 / 200).sum() < 99 + 5 * 14
-
-
-@pytest.mark.parametrize("arguments", [{"ngrams": (0, 1)}, {"ngrams": (2, 1)}])
-def test_senseless_ngrams_are_refused(arguments):
-    with pytest.raises(UserError, match="ngrams"):
-        features.NgramFeatures(**arguments)
-
-
-def test_too_few_features_are_refused():
-    with pytest.raises(UserError, match="num_features = 1"):
-        features.NgramFeatures(num_features=1).fit(TEXTS)
-
-
-def test_unfitted_features_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="fit"):
-        features.NgramFeatures().transform(TEXTS)
-    with pytest.raises(ValueError, match="fit"):
-        features.NgramFeatures().save(tmp_path / "features.npz")
-
-
-def test_encoded_documents():
-    examples = [{"text": "good", "label": "pos"}, {"text": "bad", "label": "neg"}, {"text": "x"}]
-    fitted = features.NgramFeatures().fit([example["text"] for example in examples])
-    columns = features.encode_classification_features(examples, fitted, label_names=["neg", "pos"])
-    assert columns["labels"].tolist() == [1, 0, -1]
-    assert columns["weights"].tolist() == [1, 1, 1]
-    assert columns["example"].tolist() == [0, 1, 2]
-    ids, values = fitted.transform(["good", "bad", "x"])
-    assert np.array_equal(columns["features"], ids)
-    assert np.array_equal(columns["values"], values)
-    assert values[:, 0].tolist() == [1, 1, 1]
+def test_unknown_labels_are_named():
+    fitted = NgramFeatures(NgramOptions()).fit(["good"], np.zeros(1, int), 1)
     with pytest.raises(UserError, match=r"data\.test: example 0 .*'pos'"):
         features.encode_classification_features(
-            examples, fitted, label_names=["neg"], key="data.test"
+            EXAMPLES, fitted, label_names=["neg"], key="data.test"
         )
 
 
@@ -153,9 +76,7 @@ def test_encoded_documents():
 
 def word_features(words, **options):
     """The features of one sentence's words, [words, K]."""
-    columns = features.encode_tag_features(
-        [{"tokens": words}], label_names=["O"], seq_len=5, **options
-    )
+    columns = features.encode_tag_features([{"tokens": words}], label_names=["O"], **options)
     return columns["features"][columns["label_mask"] > 0]
 
 
@@ -242,31 +163,28 @@ def random_sentences(count, longest):
     ]
 
 
-@pytest.mark.parametrize("seq_len", [1, 4, 64])
-def test_sentences_fill_rows_without_gaps_and_come_back(seq_len):
-    sentences = [*random_sentences(25, 20), {"tokens": [], "tags": []}]
-    columns = features.encode_tag_features(
-        sentences, num_features=5000, label_names=TAGS, seq_len=seq_len
-    )
+@pytest.mark.parametrize("longest", [3, 20, 100])
+def test_sentences_are_packed_whole_and_come_back(longest):
+    sentences = [*random_sentences(25, longest), {"tokens": [], "tags": []}]
+    columns = features.encode_tag_features(sentences, num_features=5000, label_names=TAGS)
     gold = words_from_predictions(columns, columns["labels"], TAGS)
     assert gold == [sentence["tags"] for sentence in sentences]
     assert np.array_equal(columns["values"] > 0, columns["features"] > 0)
-    words = sum(max(1, len(s["tokens"])) for s in sentences)  # an empty one keeps a place
-    assert columns["features"].shape[:2] == (-(-words // seq_len), seq_len)
     for i, sentence in enumerate(sentences):
-        ids = columns["features"][(columns["example"] == i) & (columns["label_mask"] > 0)]
+        here = (columns["example"] == i) & (columns["label_mask"] > 0)
         expected = word_features(sentence["tokens"], num_features=5000)
-        assert np.array_equal(ids, expected)
+        assert np.array_equal(columns["features"][here], expected)
+        assert columns["word"][here].tolist() == list(range(len(sentence["tokens"])))
+        ends = [False] * (len(sentence["tokens"]) - 1) + [True] * bool(sentence["tokens"])
+        assert columns["sentence_end"][here].tolist() == ends
+        assert len(set(np.nonzero(here)[0])) <= 1, "one row"
     assert not columns["features"][columns["label_mask"] == 0].any()
 
 
-@pytest.mark.parametrize("seq_len", [1, 4, 64])
-def test_sentences_are_decoded_each_on_its_own(seq_len):
-    """Two words that prefer I-A, wherever rows and sentences begin: only the first may be B-A."""
+def test_sentences_are_decoded_each_on_its_own():
+    """Two words that prefer I-A, wherever sentences begin: only the first may be B-A."""
     sentences = [{"tokens": ["a"] * n} for n in (2, 3, 0, 2)]
-    columns = features.encode_tag_features(
-        sentences, num_features=10, label_names=TAGS, seq_len=seq_len
-    )
+    columns = features.encode_tag_features(sentences, num_features=10, label_names=TAGS)
     scores = np.zeros((*columns["word"].shape, 3))
     scores[...] = [-9, -1, 0]
     expected = [["B-A", *["I-A"] * (n - 1)] if n else [] for n in (2, 3, 0, 2)]
@@ -279,7 +197,6 @@ def test_unknown_tags_are_named():
             [{"tokens": ["a"], "tags": ["B-Z"]}],
             num_features=10,
             label_names=TAGS,
-            seq_len=4,
             key="data.test",
         )
 

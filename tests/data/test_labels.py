@@ -170,7 +170,8 @@ def test_labels_stand_on_the_first_piece_of_each_word():
     assert columns["weights"].tolist() == [1]
     floats = {name for name, column in columns.items() if column.dtype == np.float32}
     assert floats == {"label_mask", "weights"}
-    assert all(columns[name].dtype == np.int32 for name in set(columns) - floats)
+    assert columns["sentence_end"][0].tolist() == [False] * 4 + [True] + [False] * 5
+    assert all(columns[name].dtype == np.int32 for name in set(columns) - floats - {"sentence_end"})
 
 
 @pytest.mark.parametrize("seq_len", [8, 9, 16, 33, 200])

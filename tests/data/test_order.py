@@ -101,3 +101,18 @@ def test_far_steps():
 def test_order_is_pinned():
     """A change here changes the data order of every run that is to be resumed or repeated."""
     np.testing.assert_array_equal(order.batch_indices(0, 10, 10, 0), [9, 7, 3, 5, 2, 6, 8, 4, 0, 1])
+
+
+@pytest.mark.parametrize("batch_size, size", [(4, 10), (10, 4), (7, 7), (1, 3)])
+def test_epochs_are_those_of_the_examples(batch_size, size):
+    """Example number n of all is of epoch n // size; huge steps do not overflow."""
+    found = np.concatenate([order.batch_epochs(step, batch_size, size) for step in range(20)])
+    np.testing.assert_array_equal(found, np.arange(20 * batch_size) // size)
+    assert order.batch_epochs(2**50, batch_size, size)[0] == 2**50 * batch_size // size
+
+
+def test_examples_have_keys_of_their_own():
+    indices, epochs = (x.ravel() for x in np.meshgrid(np.arange(200), np.arange(20)))
+    keys = np.concatenate([order.example_keys(seed, indices, epochs) for seed in (0, 1, 2**63)])
+    assert keys.dtype == np.uint64 and len(set(keys.tolist())) == len(keys)
+    assert order.example_keys(1, indices[5:6], epochs[5:6])[0] == keys[len(indices) + 5]

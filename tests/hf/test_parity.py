@@ -38,7 +38,7 @@ def run(loaded: hf.reading.Loaded, given: dict[str, np.ndarray]):
 
     def forward(params):
         out, told = model.apply({"params": params}, *call[0], **call[1], mutable="intermediates")
-        if loaded.head == "lm_head":
+        if loaded.head in ("lm_head", "pair_head"):
             return model.apply({"params": params}, out, method="logits"), told["intermediates"]
         return out, told["intermediates"]
 

@@ -91,9 +91,12 @@ def test_a_base_model_may_come_with_the_prefix_and_without_a_pooler(copy):
 
 def test_the_pooler_goes_with_a_vocabulary_head():
     loaded = hf.read(GOLDEN / "bert-pretraining")
-    assert set(loaded.params) == {"trunk", "lm_head", "pooler"}
-    assert loaded.architecture == "BertForPreTraining"
-    assert loaded.unused == ["cls.seq_relationship.bias", "cls.seq_relationship.weight"]
+    assert set(loaded.params) == {"trunk", "lm_head", "pooler", "pair_head"}
+    assert (loaded.architecture, loaded.unused) == ("BertForPreTraining", [])
+    weights = load_file(GOLDEN / "bert-pretraining" / WEIGHTS)
+    np.testing.assert_array_equal(
+        loaded.params["pair_head"]["kernel"], weights["cls.seq_relationship.weight"].T
+    )
 
 
 def test_what_is_not_used_is_told(copy):

@@ -16,7 +16,6 @@ from tests import tiny
 from tests.hf.test_parity import CASES, GOLDEN
 
 CHANGED = {  # keys of config.json that are written in another way, with the same meaning
-    "bert-pretraining": {"architectures"},  # its second head is not ours
     "mobilebert-tag": {"key_query_shared_bottleneck"},  # without effect beside
     "mobilebert-tiny": {"key_query_shared_bottleneck"},  # use_bottleneck_attention
 }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import bart, t5
+from configs import bart
 from pretrain import schema
 from pretrain.errors import UserError
 from pretrain.models.encoder_decoder import EncoderDecoderConfig, shift_right
@@ -171,9 +171,8 @@ def test_train_flops_are_of_both_stacks_and_all_logits():
     assert objective().train_flops(length) == 3 * 2 * (encoder + decoder + logits)
 
 
-@pytest.mark.parametrize("family", [t5, bart])
-def test_shipped_configs_make_it(family):
-    made = tool.blank_objective(family.get_config("tiny"))
+def test_a_shipped_config_makes_it():
+    made = tool.blank_objective(bart.get_config("tiny,tokens"))
     assert isinstance(made, Denoising) and made.chunk_size == 64 and made.mask_rate == 0.15
 
 

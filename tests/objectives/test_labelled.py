@@ -1,5 +1,8 @@
 """Losses, weights and penalties of the labelled tasks."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +30,13 @@ def test_squared_hinge_is_one_versus_rest():
     signs[np.arange(7), LABELS] = 1
     expected = (np.maximum(0, 1 - signs * LOGITS) ** 2).sum(-1)
     np.testing.assert_allclose(LOSSES["squared_hinge"](LOGITS, LABELS), expected, rtol=1e-5)
+
+
+def test_hinge_is_one_versus_rest():
+    signs = -np.ones((7, 4))
+    signs[np.arange(7), LABELS] = 1
+    expected = np.maximum(0, 1 - signs * LOGITS).sum(-1)
+    np.testing.assert_allclose(LOSSES["hinge"](LOGITS, LABELS), expected, rtol=1e-5)
 
 
 def linear_batch(rows=24, classes=3):
@@ -92,9 +102,10 @@ def test_minimum_of_the_hinge_is_the_linear_svm():
     @jax.jit
     def step(params, state):
         value, grads = jax.value_and_grad(mean_loss)(params)
-        return optimizer.update(grads, state, params, progress=0.0, value=value, value_fn=mean_loss)
+        options = dict(names={}, lr=0.0, value=value, value_fn=mean_loss)
+        return optimizer.update(grads, state, params, **options)
 
-    state = optimizer.init(params)
+    state = optimizer.init(params, {})
     for _ in range(60):
         params, state, scalars = step(params, state)
     assert bool(scalars["converged"])
@@ -102,6 +113,45 @@ def test_minimum_of_the_hinge_is_the_linear_svm():
     svm.fit(batch["values"], batch["labels"])
     np.testing.assert_allclose(params["kernel"][1:].T, svm.coef_, atol=5e-3)
     np.testing.assert_allclose(params["bias"], svm.intercept_, atol=5e-3)
+
+
+def crf_batch():
+    """Rows of words with sub-words between, of sentences that begin and end anywhere."""
+    batch = tiny.tag_batch(rows=8, seq_len=12)
+    place = np.cumsum(batch["label_mask"], axis=1).astype(np.int32) - 1
+    batch["word"] = np.where(batch["label_mask"] > 0, place % 3, -1).astype(np.int32)
+    batch["sentence_end"] = batch["word"] == 2
+    batch["weights"][3] = 0.0  # a copy that fills up a batch
+    return batch
+
+
+def test_a_crf_adds_up_over_sentences_and_cuts_of_the_batch():
+    objective = dataclasses.replace(tiny.tagging(), crf=True)
+    params = nn.unbox(objective.init(jax.random.key(0)))["params"]
+    assert {name: x.shape for name, x in params["crf"].items()} == {
+        "transitions": (3, 3), "start": (3,), "end": (3,)
+    }  # fmt: skip
+    noise = {n: RNG.normal(size=x.shape).astype(np.float32) for n, x in params["crf"].items()}
+    params = {**params, "crf": noise}
+    batch = crf_batch()
+    loss = jax.jit(lambda p, b: objective.loss(p, b, jax.random.key(0)))
+    whole, weight, _ = loss(params, batch)
+    parts = [loss(params, {k: v[i::4] for k, v in batch.items()}) for i in range(4)]
+    assert float(sum(part[0] for part in parts)) == pytest.approx(float(whole), rel=1e-5)
+    words = batch["label_mask"] * batch["weights"][:, None]
+    assert float(weight) == words.sum() == sum(float(part[1]) for part in parts)
+    # Without transitions the words are independent: the loss is that of each word by itself.
+    silent = {**params, "crf": {n: np.zeros_like(x) for n, x in noise.items()}}
+    alone, _, _ = tiny.tagging().loss(params, batch, jax.random.key(0))
+    assert float(loss(silent, batch)[0]) == pytest.approx(float(alone), rel=1e-5)
+    assert abs(float(whole - alone)) > 1e-2
+
+
+def test_transitions_are_penalised_as_kernels_are():
+    params = {"kernel": np.full((2, 3), 2.0), "crf": {"transitions": np.full((3, 3), 3.0)}}
+    params["crf"] |= {"start": np.ones(3), "end": np.ones(3)}
+    objective = Tagging(HashedLinear(2, 3), "softmax", 0.5, 1.0, crf=True)
+    assert float(objective.penalty(params)) == pytest.approx(6 * 4 + 9 * 9)
 
 
 def test_flops_of_linear_models_count_features():

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pretrain import hf, sharding, trees
+from pretrain import hf, sharding, tasks, trees
 from pretrain.checkpoint import load_params
 from pretrain.data import encoders
 from pretrain.data.fast_tokenizer import FastTokenizer
 from pretrain.errors import UserError
+from pretrain.models.families import language_model
+from pretrain.objectives.rtd import generator_params
 from tests.hf.test_parity import GOLDEN
 from tests.small_runs import ROOT
 from tools.export_hf import export
@@ -50,12 +52,13 @@ def test_an_imported_checkpoint_comes_back(tmp_path):
     ("name", "architecture"),
     [
         ("bert", "BertForMaskedLM"),
+        ("bert:tiny,nsp", "BertForPreTraining"),
         ("gpt", "GPT2LMHeadModel"),
         ("ner", "BertForTokenClassification"),
     ],
 )
 def test_what_was_trained_here_reads_as_what_it_was(name, architecture, small_run, tmp_path):
-    workdir = small_run(name)
+    workdir = small_run(*name.split(":"))
     assert export(workdir, tmp_path / "out") == architecture
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     params = trees.flatten(load_params(workdir, mesh)[0])
@@ -110,3 +113,31 @@ def test_what_transformers_has_no_model_for(small_run, tmp_path):
     with pytest.raises(UserError, match=r"--workdir: no config\.json in"):
         export(tmp_path / "nowhere", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_generator_and_discriminator_are_two_checkpoints(small_run, tmp_path):
+    """With the same embeddings; the generator computes what it did within the run."""
+    workdir = small_run("electra", "small")
+    assert export(workdir, tmp_path / "discriminator") == "ElectraForPreTraining"
+    assert export(workdir, tmp_path / "generator", generator=True) == "ElectraForMaskedLM"
+    tensors = [
+        load_file(tmp_path / n / "model.safetensors") for n in ("discriminator", "generator")
+    ]
+    for name in ("word_embeddings.weight", "position_embeddings.weight", "LayerNorm.bias"):
+        first, second = (x[f"electra.embeddings.{name}"] for x in tensors)
+        np.testing.assert_array_equal(first, second)
+    _, task = tasks.restore(workdir)
+    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
+    params, _ = load_params(workdir, mesh)
+    loaded = hf.read(tmp_path / "generator")
+    assert loaded.options.hidden_size == 4 and loaded.options.embedding_width == 128
+    tokens = np.arange(5, 25, dtype=np.int32)[None]
+    models = {"ours": (task.objective.generator, generator_params(params))}
+    models["theirs"] = (language_model("transformer", loaded.options), loaded.params)
+    ours, theirs = (
+        model.apply({"params": own}, model.apply({"params": own}, tokens), method="logits")
+        for model, own in models.values()
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    with pytest.raises(UserError, match=r"--generator: .* has none, expected a run of electra"):
+        export(small_run("bert"), tmp_path / "none", generator=True)

@@ -1,0 +1,72 @@
+"""Distillation: a student learns from the outputs, states and attention of a finished run.
+
+Argument: a recipe, and `teacher=` the workdir of the finished run (see docs/distillation.md):
+
+  distilbert        every second layer of a masked language model, trained on by its outputs at
+                    temperature 2, by masked language modelling and by the cosine of its states
+  tinybert          a narrower student learns embeddings, states and attention scores from text
+  tinybert-layers   the same of a teacher that labels texts, from its workdir `student=`
+  tinybert-outputs  then the labels' probabilities; `student=` the run of tinybert-layers
+  mobilebert        layer after layer from an IB-BERT teacher (configs/mobilebert.py:teacher), then
+                    its outputs
+  minilm            self-attention relations of the teacher's last layer, into any width
+  labels            probabilities of the labels alone, into any encoder, whatever its tokenizer
+
+`size` names the student's shape as in bert.py or tinybert.py, `task` (classify or ner) what a
+labelled one learns, `seq` the length of rows.
+
+DistilBERT (Sanh et al. 2019), TinyBERT (Jiao et al. 2020), MobileBERT (Sun et al. 2020), MiniLM
+(Wang et al. 2020; 2021), Hinton et al. 2015. Rates are for 32 rows a batch.
+"""
+
+from configs import bert, classify, mobilebert, ner, tinybert
+from pretrain import config as configs
+from pretrain.errors import UserError
+
+TINYBERT = dict(task=0.0, embeddings=1.0, hidden=1.0, attention_scores=1.0, projection="shared")
+RECIPES = {
+    "distilbert": dict(task=2.0, logits=5.0, temperature=2.0, all_positions=True, cosine=1.0),
+    "tinybert": TINYBERT,
+    "tinybert-layers": TINYBERT,
+    "tinybert-outputs": dict(task=0.0, logits=1.0),
+    # Layers in the first third of the budget as in the authors' 240k of 740k steps, then gold and
+    # soft targets in equal parts.
+    "mobilebert": dict(
+        task=0.5, logits=0.5, hidden=100.0, standardise=True, attention=1.0, mean=5000.0,
+        variance=5.0, progressive=0.324,
+    ),
+    "minilm": dict(task=0.0, relations=1.0),
+    "labels": dict(task=0.5, logits=0.5, temperature=2.0),
+}  # fmt: skip
+LABELLED = ("tinybert-layers", "tinybert-outputs", "labels")
+
+
+def get_config(arg=None):
+    arg = configs.parse_arg(
+        arg, variant="distilbert", teacher="", student="", size="tiny", task="classify", seq=128
+    )
+    terms = configs.variant(RECIPES, arg.variant)
+    if arg.variant in LABELLED:
+        task = configs.variant({"classify": classify, "ner": ner}, arg.task)
+        config = task.get_config(f"{arg.size},seq={arg.seq}")
+        config.init_from = arg.student
+    elif arg.student:
+        raise UserError(f"config argument 'student': found it with {arg.variant!r}, expected none")
+    elif arg.variant == "mobilebert":
+        config = mobilebert.get_config(f"micro,seq={arg.seq}")
+    else:
+        family = tinybert if arg.size in tinybert.SIZES else bert
+        config = family.get_config(f"{arg.size},seq={arg.seq}")
+    config.label = f"{arg.variant} student"
+    config.distill.update(terms)
+    config.distill.teacher = arg.teacher
+    if arg.variant == "distilbert":
+        config.init_from = arg.teacher
+        config.surgery.layers = "0,2,4,7,9,11"  # of a teacher of 12; others: set it anew
+        config.optimizer.lr, config.optimizer.warmup = 5e-4, "5%"
+        config.optimizer.weight_decay, config.optimizer.clip = 0.0, 5.0
+    elif arg.variant == "tinybert-layers":
+        config.optimizer.schedule = "constant"
+    if arg.variant != "labels" and not config.init_from:
+        config.tokenizer.path, config.tokenizer.source = arg.teacher, ""  # the teacher's pieces
+    return config

@@ -1,0 +1,180 @@
+"""Pairs of sentences, against the documents that they come from."""
+
+import functools
+import math
+import tempfile
+
+import numpy as np
+import pytest
+
+from pretrain.data import store
+from pretrain.data import tokenizer as tokenizers
+from pretrain.data.loader import train_batches
+from pretrain.data.pairs import SentencePairs
+from pretrain.errors import UserError
+from tests import small_runs
+from tests.data.test_store import Texts
+
+SEQ_LEN = 40
+WORDS = ["the", "cat", "sees", "house", "water", "river", "stone", "tree", "green", "small"]
+
+
+@functools.cache
+def pieces():
+    return tokenizers.load(small_runs.TOKENIZERS / "bert_uncased")
+
+
+def documents(count: int = 40, sentences: int = 12) -> list[str]:
+    """Each names itself in every sentence, so that a piece of it tells where it is from."""
+    rng = np.random.default_rng(0)
+
+    def sentence(document, number):
+        words = rng.choice(WORDS, rng.integers(2, 6)).tolist()
+        return " ".join([*words, f"d{document} s{number} ."])
+
+    return [" ".join(sentence(d, s) for s in range(sentences)) for d in range(count)]
+
+
+@functools.cache
+def rows(texts: tuple[str, ...] | None = None, seq_len: int = SEQ_LEN) -> store.TokenStore:
+    folder = tempfile.mkdtemp()
+    return store.build(
+        Texts(list(texts or documents())), pieces(), seq_len=seq_len - 1, cache_dir=folder,
+        packing=False, progress=False,
+    )  # fmt: skip
+
+
+def dataset(kind: str, short_rate: float = 0.0) -> SentencePairs:
+    return SentencePairs(rows(), pieces(), kind, SEQ_LEN, short_rate)
+
+
+def parts(batch, row) -> tuple[list[int], list[int]]:
+    """A and B, and the form of the row on the way."""
+    tokens, types = batch["tokens"][row].tolist(), batch["token_types"][row].tolist()
+    length = int(batch["segment_ids"][row].sum())
+    ends = [i for i, token in enumerate(tokens) if token == pieces().sep_id]
+    assert tokens[0] == pieces().cls_id and len(ends) == 2 and ends[1] == length - 1
+    assert tokens[length:] == [pieces().pad_id] * (SEQ_LEN - length)
+    assert types == [0] * (ends[0] + 1) + [1] * (length - ends[0] - 1) + [0] * (SEQ_LEN - length)
+    positions = batch["positions"][row].tolist()
+    assert positions == [*range(length), *[0] * (SEQ_LEN - length)]
+    assert batch["segment_ids"][row].tolist() == [1] * length + [0] * (SEQ_LEN - length)
+    return tokens[1 : ends[0]], tokens[ends[0] + 1 : ends[1]]
+
+
+def found(batch):
+    """Row, label, A and B of each pair."""
+    pairs = np.flatnonzero(batch["pair_weights"])
+    for row in pairs.tolist():
+        yield row, int(batch["pair_labels"][row]), *parts(batch, row)
+
+
+@functools.cache
+def encoded() -> list[str]:
+    """Documents as texts of ids."""
+    return [f" {' '.join(map(str, pieces().encode(text)))} " for text in documents()]
+
+
+def homes(*ids: int) -> set[int]:
+    """Documents that hold these pieces in a row."""
+    text = f" {' '.join(map(str, ids))} "
+    return {i for i, document in enumerate(encoded()) if text in document}
+
+
+def test_next_sentences_and_others():
+    batch = dataset("nsp").prepare(np.arange(len(rows())), np.full(len(rows()), 3), seed=1)
+    lengths = []
+    assert (batch["pair_weights"] == 1).mean() > 0.98, "but where a document ends with one piece"
+    for _, label, first, second in found(batch):
+        assert first and second
+        together, home, other = homes(*first, *second), homes(*first), homes(*second)
+        assert home and other and (together or label)
+        if label and min(len(first), len(second)) > 12:  # else it may stand in many places
+            assert not home & other, "B is from another document"
+        if not label:
+            lengths.append(len(first) + len(second) + 3)
+    assert max(lengths) == SEQ_LEN and np.mean(lengths) > 0.75 * SEQ_LEN
+
+
+def test_orders():
+    batch = dataset("sop").prepare(np.arange(len(rows())), np.zeros(len(rows()), int), seed=1)
+    for _, label, first, second in found(batch):
+        assert homes(*second, *first) if label else homes(*first, *second)
+        if min(len(first), len(second)) > 5:  # else it may stand elsewhere
+            assert not (homes(*first, *second) if label else homes(*second, *first))
+
+
+@pytest.mark.parametrize("kind", ["nsp", "sop"])
+def test_half_of_the_pairs_are_true_and_parts_end_with_sentences(kind):
+    pairs, dot = dataset(kind), pieces().encode(".")[0]
+    labels, checked = [], 0
+    for epoch in range(8):
+        batch = pairs.prepare(np.arange(len(pairs)), np.full(len(pairs), epoch), seed=0)
+        for _, label, first, second in found(batch):
+            labels.append(label)
+            before, after = (second, first) if kind == "sop" and label else (first, second)
+            if dot in before or (dot in after[:-1] and not label):
+                assert before[-1] == dot, "the cut is at an end where there is one"
+                checked += 1
+    n = len(labels)
+    assert abs(sum(labels) - n / 2) < 5 * math.sqrt(n) / 2
+    assert checked > 0.9 * n
+
+
+def test_some_pairs_are_short():
+    def lengths(short_rate):
+        pairs = dataset("sop", short_rate)
+        indices = np.arange(len(pairs)).repeat(20)
+        batch = pairs.prepare(indices, np.arange(20 * len(pairs)), seed=0)
+        full = rows()[indices]["segment_ids"].sum(1) == SEQ_LEN - 1
+        return batch["segment_ids"].sum(1)[full]
+
+    assert (lengths(0.0) == SEQ_LEN).all()
+    cut = lengths(0.3)
+    n, share = len(cut), 0.3 * (1 - 1 / (SEQ_LEN - 4))  # one of the lengths is the full one
+    short = (cut < SEQ_LEN).sum()
+    assert abs(short - n * share) < 5 * math.sqrt(n * share * (1 - share))
+    assert cut.min() < 10
+
+
+def test_a_pair_is_a_function_of_seed_index_and_epoch():
+    pairs, some = dataset("nsp", 0.1), np.array([5, 0, 17])
+    ones = np.ones(3, int)
+    batch = pairs.prepare(some, ones, seed=2)
+    alone = pairs.prepare(some[1:2], ones[:1], seed=2)
+    for name, column in batch.items():
+        np.testing.assert_array_equal(alone[name][0], column[1])
+        assert column.dtype == (np.float32 if name == "pair_weights" else np.int32)
+    for other in (pairs.prepare(some, 2 * ones, seed=2), pairs.prepare(some, ones, seed=3)):
+        assert (other["tokens"] != batch["tokens"]).any()
+    for name, column in pairs[some].items():
+        np.testing.assert_array_equal(column, pairs[some][name], err_msg="held out: fixed")
+    resumed = train_batches(pairs, batch_size=4, seed=2, start_step=30, num_steps=31)
+    going = list(train_batches(pairs, batch_size=4, seed=2, start_step=0, num_steps=31))
+    for name, column in next(resumed).items():
+        np.testing.assert_array_equal(column, going[30][name])
+
+
+def test_windows_of_one_document_are_not_taken_for_others():
+    """A book and a short text: B of a pair from the book is the short one, where luck finds it."""
+    book = " ".join(documents(1, 100))
+    texts = (book, "water river .")
+    short = pieces().encode(texts[1])
+    pairs = SentencePairs(rows(texts), pieces(), "nsp", SEQ_LEN, 0.0)
+    indices = np.tile(np.arange(len(pairs) - 1), 8)
+    batch = pairs.prepare(indices, np.arange(len(indices)), seed=0)
+    seconds = [second for _, label, _, second in found(batch) if label]
+    assert short in seconds and all(second == short[: len(second)] for second in seconds)
+    assert (batch["pair_weights"] == 0).any(), "where none is found there is no pair"
+    with pytest.raises(UserError, match=r"sentence_pairs: found 'nsp' with 1 document in texts"):
+        SentencePairs(rows((book,)), pieces(), "nsp", SEQ_LEN, 0.0)
+
+
+def test_a_text_of_one_piece_is_no_pair():
+    pairs = SentencePairs(rows(("tree", "the cat . the tree .")), pieces(), "sop", SEQ_LEN, 0.0)
+    batch = pairs[np.arange(2)]
+    length = len(pieces().encode("tree"))
+    assert batch["pair_weights"].tolist() == [float(length > 1), 1.0]
+    short = SentencePairs(rows(("a", "the cat .")), pieces(), "sop", SEQ_LEN, 0.0)[np.arange(1)]
+    if len(pieces().encode("a")) == 1:
+        assert short["pair_weights"].tolist() == [0.0] and short["segment_ids"].sum() == 3

@@ -1,0 +1,118 @@
+"""Small models end to end: what independent implementations give, and what they must learn."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.sparse
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
+
+from pretrain import config as configs
+from pretrain import tasks, train
+from pretrain.errors import UserError
+from pretrain.evaluate import evaluate
+from pretrain.predict import predict
+from tests import small_runs
+
+LINEAR = str(small_runs.ROOT / "configs" / "linear.py")
+
+
+def matrix(split, num_features):
+    """Features and labels of a split's documents, in their order."""
+    columns = split.dataset.columns
+    real, used = columns["weights"] > 0, columns["features"] > 0
+    owner = np.take_along_axis(columns["example"], columns["document"], axis=1)[..., None]
+    owner = np.broadcast_to(owner, used.shape)[used]
+    entries = columns["values"][used], (owner, columns["features"][used])
+    labels = np.zeros(real.sum(), int)
+    labels[columns["example"][real]] = columns["labels"][real]
+    return scipy.sparse.csr_matrix(entries, (len(labels), num_features)), labels
+
+
+@pytest.mark.parametrize(
+    "arg, reference",
+    [
+        ("lr", LogisticRegression(C=10.0, tol=1e-6, max_iter=1000)),
+        ("svm", LinearSVC(C=1.0, max_iter=20_000)),
+        ("hinge", LinearSVC(C=1.0, loss="hinge", max_iter=100_000)),
+    ],
+)
+def test_accuracy_on_docstrings_is_scikit_learns(arg, reference, tmp_path):
+    """On equal features, within 0.3 points."""
+    changes = {"data.limit": 600, "model.num_features": 2**12, "model.ngrams": 1}
+    changes["train.budget"] = "1000 steps" if arg == "hinge" else "400 steps"
+    config = configs.load(LINEAR, arg, changes | {"data.validation": ""})
+    score = train.train(config, tmp_path)["scores"]["test"]["accuracy"]
+    splits = tasks.build(configs.Reader(config)).splits
+    reference.fit(*matrix(splits["train"], 2**12))
+    examples, labels = matrix(splits["test"], 2**12)
+    assert len(labels) > 1000
+    assert score == pytest.approx(reference.score(examples, labels), abs=0.003)
+
+
+def scores(name, data, tmp_path, arg, **changes):
+    config = small_runs.config(name, data, arg, **changes)
+    return train.train(config, tmp_path)["scores"]["test"]
+
+
+@pytest.mark.parametrize("arg", ["nbsvm", "fasttext"])
+def test_linear_classifiers_learn_which_words_make_a_class(arg, small_data, tmp_path):
+    changes = {"train__budget": "300 epochs", "optimizer__lr": 0.1} if arg == "fasttext" else {}
+    found = scores("linear", small_data, tmp_path, arg, **changes)
+    assert found["accuracy"] > 0.9
+    assert evaluate(tmp_path, str(small_data / "test.tsv")) == found
+    (told,) = predict(tmp_path, ["the cat and a horse"])
+    assert told["prediction"] == "animals"
+    assert sum(told["probabilities"].values()) == pytest.approx(1)
+
+
+def test_characters_join_words(small_data, tmp_path):
+    assert scores("linear", small_data, tmp_path, "lr,chars")["accuracy"] > 0.9
+    with pytest.raises(UserError, match="config argument 'chars': found with 'ner'"):
+        configs.load(LINEAR, "ner,chars")
+
+
+def test_crfs_learn_entities(small_data, tmp_path):
+    assert scores("linear", small_data, tmp_path / "linear", "crf")["f1"] > 0.9
+    changes = {"train__budget": "20 epochs"}
+    found = scores("bilstm", small_data, tmp_path / "bilstm", "ner", **changes)
+    assert found["f1"] > 0.8
+    config = json.loads((tmp_path / "bilstm" / tasks.CONFIG).read_text())
+    assert config["objective"]["crf"]
+    (told,) = predict(tmp_path / "bilstm", ["the new Paris sees Ada"])
+    assert [span["type"] for span in told["spans"]] == ["LOC", "PER"]
+
+
+def test_bilstms_classify_and_go_on_from_each_other(small_data, tmp_path):
+    changes = {"train__budget": "20 epochs"}
+    assert scores("bilstm", small_data, tmp_path / "a", "classify", **changes)["accuracy"] > 0.8
+    further = {"init_from": str(tmp_path / "a"), "train__budget": "1 steps", "optimizer__lr": 0.0}
+    found = scores("bilstm", small_data, tmp_path / "b", "classify", **further)
+    assert found["accuracy"] > 0.8, "its words and its weights"
+
+
+def test_a_transformer_may_have_a_crf(small_data, tmp_path):
+    found = scores("ner", small_data, tmp_path, "tiny,crf", train__budget="30 epochs")
+    assert found["f1"] > 0.8
+
+
+@pytest.mark.parametrize(
+    "name, arg, changes, said",
+    [
+        ("linear", "hinge", {"objective__loss": "log"}, r"objective\.loss: found 'log', expected"),
+        ("linear", "lr", {"objective__loss": "hinge"}, r"name: found 'lbfgs' with .*hinge"),
+        ("linear", "crf", {"objective__loss": "squared_hinge"}, r"loss: found 'squared_hinge'"),
+        ("linear", "lr", {"model__ngrams": 0}, r"model\.ngrams: found 0 with char_ngrams 0"),
+        ("linear", "lr", {"model__weighting": "bm25"}, r"model\.weighting: found 'bm25', expected"),
+        ("linear", "nbsvm", {"model__beta": 1.5}, r"model\.beta: found 1\.5, expected from 0 to 1"),
+        ("bilstm", "classify", {"objective__pool": "max"}, r"objective\.pool: found 'max' with"),
+        ("bilstm", "ner", {"init_from": "{}"}, r"init_from: .* holds a linear model"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_error(name, arg, changes, said, small_data, small_run, tmp_path):
+    other = str(small_run("linear", "lr"))
+    changes = {k: v.format(other) if isinstance(v, str) else v for k, v in changes.items()}
+    with pytest.raises(UserError, match=said) as caught:
+        train.train(small_runs.config(name, small_data, arg, **changes), tmp_path / "run")
+    assert "\n" not in str(caught.value)

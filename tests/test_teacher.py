@@ -1,0 +1,254 @@
+"""Runs that imitate a finished run: what they learn from it, and which teachers are refused."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from configs import distill as recipes
+from pretrain import config as configs
+from pretrain import evaluate, inherit, sharding, tasks, teacher, train
+from pretrain.checkpoint import load_params
+from pretrain.errors import UserError
+from pretrain.files import read_jsonl
+from pretrain.objectives.distill import EXTRA
+from tests import small_runs, tiny
+from tests.objectives.test_distill import NAMES
+
+SEQ = "tiny,seq=32"
+
+
+def imitation(data, workdir, name, arg="", **changes):
+    """A small config with a teacher; ``changes`` beginning with ``_`` are keys of ``distill``."""
+    changes = {k.replace("_", "distill__", 1) if k[0] == "_" else k: v for k, v in changes.items()}
+    return small_runs.config(name, data, arg, distill__teacher=str(workdir), **changes)
+
+
+def attached(config):
+    read = configs.Reader(config)
+    mesh = tiny.mesh()
+    return teacher.attach(tasks.build(read), read, mesh)
+
+
+def test_a_run_learns_from_states_and_outputs(small_run, small_data, tmp_path):
+    """Its teacher stays as it was, the projection is saved, and is no part of the model."""
+    source = small_run("bert", SEQ)
+    before = load_params(source, tiny.mesh())[0]
+    options = dict(_logits=1.0, _hidden=1.0, _layers="1", _projection="shared", _task=0.5)
+    config = imitation(small_data, source, "bert", SEQ, model__hidden_size=8, **options)
+    result = train.train(config, tmp_path / "run")
+    logged = [r for r in read_jsonl(tmp_path / "run/metrics.jsonl") if "train/loss" in r]
+    first, last = logged[0], logged[-1]
+    assert last["train/distill/hidden"] < 0.9 * first["train/distill/hidden"]
+    for record in logged:
+        parts = 0.5 * record["train/task_loss"]
+        parts += record["train/distill/logits"] + record["train/distill/hidden"]
+        assert record["train/loss"] == pytest.approx(parts, rel=1e-4)
+    params, _ = load_params(tmp_path / "run", tiny.mesh())
+    assert params[EXTRA]["projection"]["kernel"].shape == (1, 8, 16)
+    alone = small_runs.config("bert", small_data, SEQ, model__hidden_size=8)
+    alone = tasks.build(configs.Reader(alone))
+    counts = jax.eval_shape(alone.objective.init, jax.random.key(0))["params"]
+    assert result["params"]["total"] == sum(x.size for x in jax.tree.leaves(counts))
+    assert result["teacher"] == str(source)
+    assert evaluate.evaluate(tmp_path / "run")["loss"] == pytest.approx(
+        result["scores"]["validation"]["loss"], abs=1e-5
+    )
+    after = load_params(source, tiny.mesh())[0]
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+@pytest.mark.parametrize("name, arg", [("classify", "tiny"), ("linear", "lr")])
+def test_class_probabilities_are_those_of_the_teacher(name, arg, small_run, small_data):
+    """Whatever the student reads: pieces of another tokenizer, or hashed words."""
+    source = small_run("classify", "tiny")
+    changes = {} if name == "linear" else {"tokenizer__vocab_size": 295}
+    task, params = attached(imitation(small_data, source, name, arg, _logits=1.0, **changes))
+    assert not params and task.learner.teacher is None
+    records = list(evaluate_records(source, task.splits["train"].examples))
+    columns = task.splits["train"].dataset[np.arange(len(task.splits["train"].dataset))]
+    counts = columns["weights"] > 0
+    names = task.encoder.label_names
+    for example, row in zip(
+        columns["example"][counts], columns["teacher_log_probs"][counts], strict=True
+    ):
+        want = [records[example]["probabilities"][n] for n in names]
+        np.testing.assert_allclose(special.softmax(row), want, atol=1e-5)
+
+
+def evaluate_records(workdir, examples):
+    """What the teacher says of examples, as its predictions give it."""
+    from pretrain.predict import predict
+
+    return predict(workdir, [example["text"] for example in examples])
+
+
+def test_a_linear_student_of_a_teacher_alone(small_run, small_data, tmp_path):
+    """No gold label is seen: the minimum of the divergence agrees with the teacher's labels."""
+    source = small_run("classify", "tiny", optimizer__lr=1e-2)
+    config = imitation(small_data, source, "linear", "lr", _logits=1.0, _task=0.0)
+    train.train(config, tmp_path / "run")
+    examples = attached(config)[0].splits["train"].examples
+    ours, theirs = (
+        [r["prediction"] for r in evaluate_records(folder, examples)]
+        for folder in (tmp_path / "run", source)
+    )
+    assert np.mean([a == b for a, b in zip(ours, theirs, strict=True)]) > 0.9
+
+
+def test_texts_without_labels_are_labelled_by_the_teacher(small_run, small_data):
+    source = small_run("classify", "tiny")
+    extra = small_data / "unlabelled.jsonl"
+    extra.write_text("".join(json.dumps({"0": f"the cat sees {n}"}) + "\n" for n in range(7)))
+    config = imitation(small_data, source, "classify", "tiny", _logits=1.0, _transfer=str(extra))
+    split = attached(config)[0].splits["train"]
+    columns = split.dataset[np.arange(len(split.dataset))]
+    assert (columns["gold"] == 0).sum() == 7 and split.about["examples"] == 67
+    assert np.isfinite(columns["teacher_log_probs"]).all()
+
+
+def test_tags_are_compared_word_by_word(small_run, small_data):
+    """The teacher's tokenizer cuts words in other places than the student's."""
+    source = small_run("ner", "tiny")
+    config = imitation(small_data, source, "ner", "tiny", _logits=1.0, tokenizer__vocab_size=295)
+    task, _ = attached(config)
+    part = task.splits["train"]
+    columns = part.dataset[np.arange(len(part.dataset))]
+    own = teacher.open_teacher(str(source))
+    read = own.task.encoder.encode(part.examples, "x")
+    batch = {k: read[k] for k in ("tokens", "segment_ids")}
+    logits = own.objective.forward(own.params(tiny.mesh()), batch)
+    log_probs = special.log_softmax(np.asarray(logits), -1)
+
+    def words(columns, values):
+        found = {}
+        for row, place in zip(*np.nonzero(columns["label_mask"]), strict=True):
+            found[columns["example"][row], columns["word"][row, place]] = values[row, place]
+        return found
+
+    ours, theirs = words(columns, columns["teacher_log_probs"]), words(read, log_probs)
+    assert ours.keys() == theirs.keys() and len(ours) > 300
+    for key, row in ours.items():
+        np.testing.assert_allclose(row, theirs[key], atol=1e-4)
+
+
+def test_likeliest_pieces_come_from_disk(small_run, small_data):
+    """In the order of the rows; made once."""
+    source = small_run("gpt", SEQ)
+    config = imitation(small_data, source, "gpt", SEQ, _logits=1.0, _top_k=3, _temperature=2.0)
+    task, params = attached(config)
+    assert not params and task.learner.teacher is None
+    rows = task.splits["train"].dataset[np.array([5, 2])]
+    own = teacher.open_teacher(str(source))
+    params = own.params(tiny.mesh())
+    hidden = own.objective.forward(params, rows)
+    logits = own.objective.model.apply({"params": params}, hidden, method="logits")
+    want = np.sort(special.log_softmax(np.asarray(logits) / 2.0, -1), -1)[..., :-4:-1]
+    np.testing.assert_allclose(rows["teacher_log_probs"], want, atol=1e-4)
+    found = np.take_along_axis(
+        special.log_softmax(np.asarray(logits) / 2.0, -1), rows["teacher_ids"], -1
+    )
+    np.testing.assert_allclose(found, want, atol=1e-4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher.Teacher, "params", None)
+        attached(config)
+
+
+REFUSED = [
+    ("bert", SEQ, {}, "no term that it could teach"),
+    ("bert", SEQ, dict(_hidden=1.0, model__hidden_size=8), "distill.projection: found '' with a"),
+    ("bert", SEQ, dict(_attention=1.0, model__num_heads=1), "model.num_heads: found 1, expected"),
+    ("bert", SEQ, dict(_hidden=1.0, _layers="3"), "layers: found 3, expected 1 layers of the t"),
+    ("bert", SEQ, dict(_hidden=1.0, _layers="a"), "layers: found 'a', expected a layer of the"),
+    ("bert", SEQ, dict(_logits=1.0, model__vocab_size=400), "a teacher of 300 pieces, expected"),
+    ("bert", SEQ, dict(_logits=1.0, _top_k=2), "top_k: found 2, expected 0: of language models"),
+    ("bert", SEQ, dict(_logits=1.0, tokenizer__vocab_size=295), "has another tokenizer than"),
+    ("bert", SEQ, dict(_logits=1.0, _progressive=0.5), "progressive: found 0.5, expected a weight"),
+    ("bert", SEQ, dict(_relations=1.0, _relation_pairs="query"), "relation_pairs: found 'query'"),
+    ("bert", SEQ, dict(_relations=1.0, _relation_heads=3), "relation_heads: 3 does not divide"),
+    ("bert", SEQ, dict(_hidden=1.0, _projection="x"), "projection: found 'x', expected '', sh"),
+    ("bert", SEQ, dict(_logits=1.0, _transfer="x"), "transfer: found 'x' with objective.name 'm"),
+    ("gpt", SEQ, dict(_logits=1.0), "with objective.name 'causal' and a teacher with 'mlm'"),
+    ("classify", "tiny", dict(_hidden=1.0), "trained for 'mlm', expected objective.name 'class"),
+    ("linear", "lr", dict(_hidden=1.0), "has another tokenizer than the student"),
+]
+
+
+@pytest.mark.parametrize("name, arg, changes, said", REFUSED)
+def test_a_teacher_that_does_not_fit_is_refused(name, arg, changes, said, small_run, small_data):
+    source = small_run("bert", SEQ)
+    with pytest.raises(UserError, match=said) as error:
+        attached(imitation(small_data, source, name, arg, **changes))
+    assert "\n" not in str(error.value) and "distill" in str(error.value)
+
+
+def test_terms_without_a_teacher_are_refused(small_data):
+    config = small_runs.config("bert", small_data, SEQ, distill__hidden=1.0)
+    with pytest.raises(UserError, match=r"distill\.teacher: found '' with config\.distill\.hidden"):
+        attached(config)
+
+
+def test_other_labels_are_refused(small_run, small_data, tmp_path):
+    source = small_run("classify", "tiny")
+    lines = (small_data / "train.tsv").read_text().replace("\tplants", "\tshrubs")
+    (tmp_path / "train.tsv").write_text(lines)
+    config = imitation(
+        small_data, source, "linear", "lr", _logits=1.0, data__train=str(tmp_path / "train.tsv"),
+        data__validation="", data__test="",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="has the labels animals, numbers, plants, expected those"):
+        attached(config)
+
+
+def test_no_finished_run_is_no_teacher(small_data, tmp_path):
+    with pytest.raises(
+        UserError, match=r"config\.distill\.teacher: .* is no finished training run"
+    ):
+        attached(imitation(small_data, tmp_path, "linear", "lr", _logits=1.0))
+
+
+@pytest.mark.parametrize("recipe", sorted(recipes.RECIPES))
+def test_recipes_have_all_that_they_need(recipe, small_run, small_data):
+    """Each builds with a teacher, and its loss is a number of each of its terms."""
+    labelled = recipe in recipes.LABELLED
+    source = small_run("classify", "tiny") if labelled else small_run("bert", SEQ)
+    path, arg = str(small_runs.ROOT / "configs/distill.py"), f"{recipe},teacher={source},seq=32"
+    own = configs.flatten(configs.load(path, arg))
+    changes = small_runs.overrides("classify" if labelled else "bert", SEQ, small_data)
+    changes = {k: v for k, v in changes.items() if k in own and not k.startswith("tokenizer.")}
+    if recipe == "distilbert":
+        changes["surgery.layers"] = "0"
+    elif recipe == "mobilebert":
+        changes |= {"model.bottleneck_size": 8, "model.embedding_size": 8}
+    elif recipe == "minilm":
+        changes["model.hidden_size"] = 8
+    task, taught = attached(inherit.resolve(configs.load(path, arg, changes)))
+    batch = jax.tree.map(jnp.asarray, task.splits["train"].dataset[np.arange(4)])
+    batch |= {"weights": jnp.ones(4)} if labelled else {}
+
+    def loss(key):
+        learner = task.learner.bind(taught, jnp.float32(0.5))
+        params = nn.unbox(learner.init(key)["params"])
+        return learner.loss(params, learner.corrupt(batch, key), key)[2]
+
+    metrics = jax.eval_shape(loss, jax.random.key(0))
+    weighted = [k for k, v in recipes.RECIPES[recipe].items() if v and k in NAMES]
+    assert {name.partition("/")[2] for name in metrics if "/" in name} == set(weighted)
+
+
+def test_a_sharded_student_and_teacher_give_the_same_step(small_run, small_data, tmp_path):
+    source, losses = small_run("bert", SEQ), []
+    for name, sizes in (("whole", {}), ("sharded", {"data": 2, "fsdp": 2, "tensor": 2})):
+        config = imitation(
+            small_data, source, "bert", SEQ, _hidden=1.0, _logits=1.0, train__budget="2 steps"
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sharding, "make_mesh", lambda _, sizes=sizes: tiny.mesh(**sizes))
+            train.train(config, tmp_path / name)
+        records = read_jsonl(tmp_path / name / "metrics.jsonl")
+        losses.append([r["train/loss"] for r in records if "train/loss" in r])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
