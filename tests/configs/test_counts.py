@@ -309,9 +309,9 @@ def test_ladder_follows_its_rule(variant):
 
 
 def test_every_family_publishes_its_vocabulary_in_one_way():
-    """Without `published` the model takes the tokenizer's."""
+    """Without `published` the model takes the tokenizer's; T5 knows it, and adds 100 sentinels."""
     for name, module in MODULES.items():
         if name in TRAINED and name not in (*configs.SMALL_MODELS, "ladder", "transformer_xl"):
             for variant in module.SIZES:
-                assert load(name, variant).model.vocab_size == 0
+                assert load(name, variant).model.vocab_size == (8292 if name == "t5" else 0)
                 assert load(name, f"{variant},published").model.vocab_size > 28_000
