@@ -76,7 +76,12 @@ def overrides(name: str, arg: str, data: pathlib.Path) -> dict:
         return changes | {"model.num_features": 2**12}
     if name == "bilstm":
         changes |= {"model.vocab_size": 100, "model.embedding_size": 8, "model.hidden_size": 16}
-        changes |= {"model.dropout": 0.1, "train.seq_len": 16, "train.batch_size": 8, "train.budget": "12 steps"}
+        changes |= {
+            "model.dropout": 0.1,
+            "train.seq_len": 16,
+            "train.batch_size": 8,
+            "train.budget": "12 steps",
+        }
         return changes | {"optimizer.lr": 1e-2, "train.log_every": "1 steps"}
     changes |= MODEL | {"train.seq_len": 32, "train.batch_size": 8, "train.budget": "12 steps"}
     changes |= {"optimizer.lr": 1e-2, "train.log_every": "1 steps", "evals.every": "50%"}

@@ -67,12 +67,17 @@ SHIPPED = [  # every config that trains one model, with arguments that take each
     ("bilstm", "ner"),
     ("bilstm", "ner,characters=lstm"),
     ("bilstm", "classify"),
+    *(("smoke", name) for name in MODULES["smoke"].OBJECTIVES),
 ]
 
 
 def test_all_configs_are_tested():
     """But for distillation, which needs a teacher: see tests/test_teacher.py."""
     assert {name for name, _ in SHIPPED} == MODULES.keys() - STUDIES - {"distill"}
+    smoke = {
+        configs.flatten(load("smoke", x))["objective.name"] for x in MODULES["smoke"].OBJECTIVES
+    }
+    assert smoke == set(configs.LANGUAGE_MODELS), "each objective has a smoke run"
     assert {arg for name, arg in SHIPPED if name == "linear"} == MODULES["linear"].VARIANTS.keys()
 
 
