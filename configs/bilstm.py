@@ -30,6 +30,6 @@ def get_config(arg=None):
     config.objective.head_dropout = 0.0  # the trunk drops its output
     config.optimizer.lr, config.optimizer.warmup = 3e-3, "5%"
     config.optimizer.weight_decay = 0.0
-    config.train.budget = "5 epochs"
+    config.train.budget = "10 epochs"
     config.checkpoint.best = "f1" if task == "tag" else "accuracy"
     return config

@@ -119,6 +119,7 @@ def distillation() -> dict[str, Any]:
         # back by row; 0: it runs beside the student. (Class probabilities are always kept.)
         all_positions=False,  # mlm: outputs at all real positions, not the masked ones alone
         transfer="",  # classify: a source of texts without labels that the teacher labels
+        transfer_text="text",  # name (or index) of its column
         cosine=0.0,  # 1 - cosine of the last layers' hidden states
         embeddings=0.0,  # mean squared difference of what enters the first layer
         hidden=0.0,  # mean squared difference of what the layers pass on

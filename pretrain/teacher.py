@@ -145,7 +145,7 @@ def attach(task: tasks.Task, config: Reader, mesh: Mesh) -> tuple[tasks.Task, di
 def _terms(config: Reader) -> tuple[Terms, tuple[int, ...], int]:
     """The terms, the teacher's layers (from 0; empty: evenly) and its layer of relations."""
     section = dict(config.distill)
-    for name in ("teacher", "transfer", "top_k"):
+    for name in ("teacher", "transfer", "transfer_text", "top_k"):
         del section[name]
     layers = _layers(section.pop("layers"))
     relation_layer = section.pop("relation_layer") - 1
@@ -323,7 +323,7 @@ def _with_transfer(task: tasks.Task, config: Reader) -> tasks.Split:
         task="lm",
         key=key,
         format="",
-        text=config.data.text,
+        text=config.distill.transfer_text,
         document="paragraph",
     )
     examples = [*train.examples, *({"text": example["text"]} for example in source)]

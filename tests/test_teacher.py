@@ -103,7 +103,7 @@ def test_a_linear_student_of_a_teacher_alone(small_run, small_data, tmp_path):
 def test_texts_without_labels_are_labelled_by_the_teacher(small_run, small_data):
     source = small_run("classify", "tiny")
     extra = small_data / "unlabelled.jsonl"
-    extra.write_text("".join(json.dumps({"0": f"the cat sees {n}"}) + "\n" for n in range(7)))
+    extra.write_text("".join(json.dumps({"text": f"the cat sees {n}"}) + "\n" for n in range(7)))
     config = imitation(small_data, source, "classify", "tiny", _logits=1.0, _transfer=str(extra))
     split = attached(config)[0].splits["train"]
     columns = split.dataset[np.arange(len(split.dataset))]

@@ -19,7 +19,7 @@ from tests import tiny
 OFF = {
     name: value
     for name, value in configs.distillation().items()
-    if name not in ("teacher", "transfer", "top_k", "layers", "relation_layer")
+    if name not in ("teacher", "transfer", "transfer_text", "top_k", "layers", "relation_layer")
 } | {"relation_pairs": (("query", "query"), ("key", "value"))}
 NAMES = ("logits", "cosine", "embeddings", "hidden", "mean", "variance", "attention")
 NAMES += ("attention_scores", "relations")

@@ -1,0 +1,106 @@
+"""Augmented texts: what words are replaced by, how often, and what is written."""
+
+import math
+
+import numpy as np
+import pytest
+
+from pretrain import tasks
+from pretrain.checkpoint import load_params
+from pretrain.errors import UserError
+from pretrain.files import read_jsonl
+from pretrain.predict import predict
+from tests import tiny
+from tools import augment
+
+SEQ = "tiny,seq=32"
+
+
+@pytest.fixture(scope="module")
+def augmenter(small_run):
+    return augment.Augmenter(small_run("bert", SEQ), 3)
+
+
+def test_candidates_are_the_likeliest_words_or_the_nearest(augmenter, small_run):
+    workdir = small_run("bert", SEQ)
+    pieces = tasks.restore(workdir)[1].encoder.tokenizer
+    words = ["the", "cat", "sees", "Grace", "near", "the", "elm"]
+    cut = pieces.encode_words(words)
+    found = augmenter.candidates(words)
+    single = [i for i, ids in enumerate(cut) if len(ids) == 1]
+    several = [i for i, ids in enumerate(cut) if len(ids) > 1]
+    assert single and several
+    for i in single:
+        text = " ".join([*words[:i], "[MASK]", *words[i + 1 :]])
+        (record,) = predict(workdir, [text], top=pieces.vocab_size)
+        likely = [guess["piece"].lstrip("\u2581") for guess in record["masks"][0]
+                  if guess["piece"][0] == "\u2581" and guess["piece"][1:].isalnum()]  # fmt: skip
+        assert found[i] == [word for word in likely if word != words[i]][:3]
+    table = load_params(workdir, tiny.mesh())[0]["trunk"]["word"]["embedding"]
+    table = np.asarray(table)
+    table = table / np.linalg.norm(table, axis=1, keepdims=True)
+    for i in several:
+        near = np.argsort(-(table @ table[cut[i]].mean(0)))
+        near = [pieces.pieces[n] for n in near if pieces.pieces[n][0] == "\u2581"]
+        assert found[i] == [p[1:] for p in near if p[1:].isalnum() and p[1:] != words[i]][:3]
+
+
+def test_words_behind_the_row_keep_what_needs_no_place(augmenter):
+    found = augmenter.candidates(["the"] * 60)
+    assert len(found) == 60 and all(found[:30]) and not any(found[30:])
+    assert augmenter.candidates([]) == []
+
+
+def test_each_word_is_replaced_with_the_given_probability():
+    rng = np.random.default_rng(0)
+    words, candidates = ["a", "b", "c"], [["x", "y"], [], ["z"]]
+    made = list(augment.copies(words, candidates, 2000, 0.4, rng))
+    assert all(copy[1] == "b" for copy in made)
+    replaced = sum(copy[0] != "a" for copy in made)
+    assert abs(replaced - 800) < 5 * math.sqrt(2000 * 0.4 * 0.6)
+    x = sum(copy[0] == "x" for copy in made)
+    assert abs(x - replaced / 2) < 5 * math.sqrt(replaced / 4)
+
+
+def run(flags_of, **values):
+    augment.flags = flags_of(values)
+    augment.main()
+
+
+@pytest.fixture
+def flags_of(monkeypatch):
+    """The module's flags as plain values."""
+    import types
+
+    defaults = dict(text="0", label="1", copies=2, candidates=3, share=0.5, seed=0)
+
+    def make(values):
+        class Values(types.SimpleNamespace):
+            def __getitem__(self, name):
+                return types.SimpleNamespace(value=getattr(self, name))
+
+        return types.SimpleNamespace(FLAGS=Values(**(defaults | values)))
+
+    monkeypatch.setattr(augment, "flags", augment.flags)
+    return make
+
+
+def test_texts_and_their_labels_are_written(flags_of, small_run, small_data, tmp_path, capsys):
+    source, workdir = tmp_path / "few.tsv", small_run("bert", SEQ)
+    source.write_text("".join((small_data / "train.tsv").open().readlines()[:4]))
+    output = tmp_path / "more.jsonl"
+    run(flags_of, workdir=str(workdir), input=str(source), output=str(output))
+    records = read_jsonl(output)
+    assert 4 < len(records) <= 12 and f"{len(records)} texts" in capsys.readouterr().out
+    first = [line.split("\t") for line in source.read_text().splitlines()]
+    given = [{"text": " ".join(text.split()), "label": label} for text, label in first]
+    assert [r for r in records if r in given] == given
+    lengths = {(len(r["text"].split()), r["label"]) for r in records}
+    assert lengths == {(len(r["text"].split()), r["label"]) for r in given}
+    with pytest.raises(UserError, match=r"--output: .* exists"):
+        run(flags_of, workdir=str(workdir), input=str(source), output=str(output))
+
+
+def test_only_a_masked_language_model_can(small_run):
+    with pytest.raises(UserError, match="'classify', expected a masked language model"):
+        augment.Augmenter(small_run("linear", "lr"), 3)
