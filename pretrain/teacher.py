@@ -201,6 +201,11 @@ def _check_outputs(terms: Terms, task: tasks.Task, teacher: Teacher, top_k: int)
             f"{KEY}.logits: found {terms.logits} with objective.name {ours!r} and a teacher with "
             f"{theirs!r}, expected the same one of {', '.join(OUTPUTS)}"
         )
+    if any(getattr(x, "crf", False) for x in (task.objective, teacher.objective)):
+        raise UserError(
+            f"{KEY}.logits: found {terms.logits} with objective.crf, expected it false in student "
+            "and teacher: a random field has no probabilities word by word"
+        )
     if ours not in LANGUAGE_MODELS:
         mine, others = task.encoder.label_names, teacher.task.encoder.label_names
         if mine != others:

@@ -192,6 +192,12 @@ def test_terms_without_a_teacher_are_refused(small_data):
         attached(config)
 
 
+def test_a_random_field_is_refused(small_run, small_data):
+    config = imitation(small_data, small_run("ner", "tiny"), "ner", "tiny,crf", _logits=1.0)
+    with pytest.raises(UserError, match=r"distill\.logits: found 1.0 with objective\.crf"):
+        attached(config)
+
+
 def test_other_labels_are_refused(small_run, small_data, tmp_path):
     source = small_run("classify", "tiny")
     lines = (small_data / "train.tsv").read_text().replace("\tplants", "\tshrubs")
