@@ -18,6 +18,7 @@ from pretrain.files import read_jsonl
 from pretrain.objectives.distill import EXTRA
 from tests import small_runs, tiny
 from tests.objectives.test_distill import NAMES
+from tools.export_hf import export
 
 SEQ = "tiny,seq=32"
 
@@ -58,6 +59,7 @@ def test_a_run_learns_from_states_and_outputs(small_run, small_data, tmp_path):
     assert evaluate.evaluate(tmp_path / "run")["loss"] == pytest.approx(
         result["scores"]["validation"]["loss"], abs=1e-5
     )
+    assert export(tmp_path / "run", tmp_path / "exported") == "BertForMaskedLM"
     after = load_params(source, tiny.mesh())[0]
     jax.tree.map(np.testing.assert_array_equal, before, after)
 

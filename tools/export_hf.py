@@ -26,7 +26,9 @@ from pretrain.errors import UserError
 from pretrain.files import check_new_folder, read_json
 from pretrain.hf.family import HEADS
 from pretrain.masked import generator_options
+from pretrain.objectives.distill import model_params
 from pretrain.objectives.rtd import generator_params
+from pretrain.schema import SMALL_MODELS
 
 PAIR, LM, CLASSIFICATION, TAGGING, DISCRIMINATOR = HEADS
 _IDS = ("bos", "eos", "cls", "sep")  # special tokens of which config.json knows
@@ -53,13 +55,18 @@ def export(workdir: pathlib.Path, directory: pathlib.Path, generator: bool = Fal
             f"WORKDIR: {workdir} is a Hugging Face checkpoint, expected the workdir of a run "
             "(tools.import_hf makes one of it)"
         )
-    if config.model.name == "linear":
-        raise UserError("config.model.name: found 'linear', expected a transformer")
+    if (name := config.model.name) in SMALL_MODELS:
+        raise UserError(f"config.model.name: found {name!r}, expected a transformer")
+    if config.objective.name == "tag" and config.objective.crf:
+        raise UserError(
+            "config.objective.crf: found True, expected False: transformers has no model with a "
+            "conditional random field"
+        )
     about = read_json(workdir / encoders.ABOUT)
     pieces = encoders.load(workdir).tokenizer if has_tokenizer(workdir) else None
     options = tasks.backbone_options(config, pieces)
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
-    params = jax.tree.map(np.asarray, load_params(workdir, mesh)[0])
+    params = model_params(jax.tree.map(np.asarray, load_params(workdir, mesh)[0]))
     objective = config.objective.name
     given = {"head": OBJECTIVE_HEADS[objective], "label_names": about["label_names"]}
     if generator:

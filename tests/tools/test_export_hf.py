@@ -106,6 +106,8 @@ def test_what_transformers_has_no_model_for(small_run, tmp_path):
         export(small_run("classify"), tmp_path / "out")
     with pytest.raises(UserError, match=r"model\.name: found 'linear', expected a transformer"):
         export(small_run("linear"), tmp_path / "out")
+    with pytest.raises(UserError, match=r"objective\.crf: found True, expected False"):
+        export(small_run("ner", "tiny,crf"), tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match=r"DST_DIR: .*full exists and is not empty"):
