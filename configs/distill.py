@@ -12,8 +12,9 @@ Argument: a recipe, and `teacher=` the workdir of the finished run (see docs/dis
   minilm            self-attention relations of the teacher's last layer, into any width
   labels            probabilities of the labels alone, into any encoder, whatever its tokenizer
 
-`size` names the student's shape as in bert.py or tinybert.py, `task` (classify or ner) what a
-labelled one learns, `seq` the length of rows.
+`size` names the student's shape as in bert.py, tinybert.py or mobilebert.py (which has teachers of
+that shape too), where it has none yet; `task` (classify or ner) what a labelled one learns; `seq`
+the length of rows.
 
 DistilBERT (Sanh et al. 2019), TinyBERT (Jiao et al. 2020), MobileBERT (Sun et al. 2020), MiniLM
 (Wang et al. 2020; 2021), Hinton et al. 2015. Rates are for 32 rows a batch.
@@ -43,20 +44,25 @@ LABELLED = ("tinybert-layers", "tinybert-outputs", "labels")
 
 def get_config(arg=None):
     arg = configs.parse_arg(
-        arg, variant="distilbert", teacher="", student="", size="tiny", task="classify", seq=128
+        arg, variant="distilbert", teacher="", student="", size="", task="classify", seq=128
     )
     terms = configs.variant(RECIPES, arg.variant)
+    if arg.size and (arg.student or arg.variant == "distilbert"):
+        raise UserError(
+            f"config argument 'size': found {arg.size!r}, expected none: the model is that of "
+            f"{'student' if arg.student else 'the teacher'}"
+        )
     if arg.variant in LABELLED:
         task = configs.variant({"classify": classify, "ner": ner}, arg.task)
-        config = task.get_config(f"{arg.size},seq={arg.seq}")
+        config = task.get_config(f"{arg.size or 'tiny'},seq={arg.seq}")
         config.init_from = arg.student
     elif arg.student:
         raise UserError(f"config argument 'student': found it with {arg.variant!r}, expected none")
     elif arg.variant == "mobilebert":
-        config = mobilebert.get_config(f"micro,seq={arg.seq}")
+        config = mobilebert.get_config(f"{arg.size or 'micro'},seq={arg.seq}")
     else:
         family = tinybert if arg.size in tinybert.SIZES else bert
-        config = family.get_config(f"{arg.size},seq={arg.seq}")
+        config = family.get_config(f"{arg.size or 'tiny'},seq={arg.seq}")
     config.label = f"{arg.variant} student"
     config.distill.update(terms)
     config.distill.teacher = arg.teacher
@@ -66,7 +72,8 @@ def get_config(arg=None):
         config.optimizer.lr, config.optimizer.warmup = 5e-4, "5%"
         config.optimizer.weight_decay, config.optimizer.clip = 0.0, 5.0
     elif arg.variant == "tinybert-layers":
-        config.optimizer.schedule = "constant"
-    if arg.variant != "labels" and not config.init_from:
+        config.optimizer.schedule, config.optimizer.warmup = "constant", ""
+        config.checkpoint.best = ""  # no loss reaches the labels yet: their score says nothing
+    if arg.variant == "tinybert-layers" and not arg.student:
         config.tokenizer.path, config.tokenizer.source = arg.teacher, ""  # the teacher's pieces
     return config

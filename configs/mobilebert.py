@@ -2,7 +2,8 @@
 
 Argument: `released`, `tiny` (all of attention within the bottleneck, two feed-forward blocks a
 layer), `teacher` (IB-BERT-large, from which both were distilled: the bottleneck is wider than what
-it connects), or `micro` for tests and CPUs; `seq`, `published` and `probes` as in bert.py.
+it connects), or `micro` and `micro-teacher` for CPUs; `seq`, `published` and `probes` as in
+bert.py.
 
 The teacher is as its authors configured and ran it: queries, keys and values read the full width,
 which makes 294 M parameters (293 M in the paper). The class of transformers allocates 320 M for the
@@ -26,17 +27,22 @@ SIZES = {  # what differs from the released model, the defaults of the ``model``
         num_layers=4, hidden_size=128, embedding_size=64, bottleneck_size=64, ffn_size=128,
         num_ffns=2,
     ),
+    "micro-teacher": dict(
+        num_layers=4, hidden_size=128, embedding_size=64, bottleneck_size=256, ffn_size=512,
+        num_ffns=1, attention_input="full", norm="layer", activation="gelu", pooler="bert",
+    ),
 }  # fmt: skip
 
 
 def get_config(arg=None):
     arg = configs.parse_arg(arg, variant="micro", seq=128, published=False, probes=False)
     options = configs.variant(SIZES, arg.variant)
-    optimizer = "adamw" if arg.variant == "micro" else "lamb"
+    micro = arg.variant.startswith("micro")
+    optimizer = "adamw" if micro else "lamb"
     config = configs.base(model="mobilebert", objective="mlm", optimizer=optimizer)
     config.label = f"MobileBERT-{arg.variant}"
     config.model.update(options)
-    if arg.variant != "micro":
+    if not micro:
         config.optimizer.lr, config.optimizer.warmup = 1.5e-3, "2%"
     bert.set_run(config, arg, bert.UNCASED)
     return config

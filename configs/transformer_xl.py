@@ -50,6 +50,7 @@ def get_config(arg=None):
     model.mem_len = arg.seq or seq
     if arg.variant in MEMORY:
         config.objective.eval_mem_len, config.objective.eval_clamp_len = MEMORY[arg.variant]
+        config.evals.batch_size = 8  # each row of it has a memory
     if arg.variant.startswith("wt103"):
         model.vocab_size, model.cutoffs = WT103, "20000,40000,200000"
     elif arg.published:

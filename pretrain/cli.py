@@ -13,7 +13,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from pretrain import config as configs
-from pretrain.errors import UserError, is_interrupt
+from pretrain.errors import Interrupt, UserError
 
 
 def define_config_flags() -> None:
@@ -36,6 +36,7 @@ def main(function: Callable[..., object], doc: str, positional: bool = False) ->
         absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax and JAX tell much
         absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
         logging.getLogger("pretrain").setLevel(logging.INFO)
+        Interrupt.listen()
         try:
             if positional:
                 function(argv[1:])
@@ -44,7 +45,7 @@ def main(function: Callable[..., object], doc: str, positional: bool = False) ->
             else:
                 function()
         except BaseException as error:
-            if is_interrupt(error):
+            if Interrupt.came:
                 _interrupted()
             if isinstance(error, UserError):
                 _fail(error)

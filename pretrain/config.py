@@ -128,7 +128,8 @@ def distillation() -> dict[str, Any]:
         variance=0.0,  # and of their variances
         attention=0.0,  # KL(teacher || student) of the attention distributions (MobileBERT)
         attention_scores=0.0,  # mean squared difference before the softmax (TinyBERT)
-        layers="",  # the teacher's layer, from 1, for each of the student's; "": evenly
+        layers="",  # the teacher's layer, counted from 1 (surgery.layers: from 0), for each of the
+        # student's; "": evenly
         projection="",  # of the student's states to the teacher's width: "" (equal widths),
         # "shared" by all layers (TinyBERT), or "layer": one for each
         relations=0.0,  # KL of self-attention relations of the last layer (MiniLM)

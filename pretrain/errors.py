@@ -1,5 +1,7 @@
 """The exception for input that a user can put right, and what Ctrl-C looks like."""
 
+import signal
+
 
 class UserError(ValueError):
     """Bad input: the message names the config key or file and line, what was found, what is right.
@@ -8,8 +10,27 @@ class UserError(ValueError):
     """
 
 
-def is_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C brought an exception about: cleaning up after it may raise another error."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error is not None
+class Interrupt:
+    """Remembers Ctrl-C.
+
+    ``KeyboardInterrupt`` is lost where it comes up in a destructor or a callback, and replaced by
+    another exception where what it interrupts fails to clean up.
+    """
+
+    came = False
+
+    @classmethod
+    def listen(cls) -> None:
+        """From now on SIGINT is remembered, and raises ``KeyboardInterrupt`` as ever."""
+
+        def interrupt(*_: object) -> None:
+            cls.came = True
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
+
+    @classmethod
+    def check(cls) -> None:
+        """``KeyboardInterrupt`` if one was lost."""
+        if cls.came:
+            raise KeyboardInterrupt

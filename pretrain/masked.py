@@ -23,9 +23,10 @@ SHORTEST_PAIR = pairs.NUM_SPECIAL + 2
 def masking(pieces: AnyTokenizer, name: str) -> dict[str, Any]:
     """What a `MaskedLM` needs to know of the tokenizer; `UserError` if it has no mask token."""
     if pieces.mask_id is None:
+        other = {"rtd": "objective.generator_size 0", "mlm": "causal"}.get(name, "spans")
         raise UserError(
             f"config.objective.name: found {name!r} with a tokenizer that has no mask token, "
-            "expected causal or rtd, or a tokenizer with one"
+            f"expected {other}, or a tokenizer with one"
         )
     return {
         "mask_id": pieces.mask_id,

@@ -63,7 +63,14 @@ class Monitor:
             return
         step, tokens, values = self._pending
         self._pending = None
-        values = metrics.finalize(metrics.add({}, jax.device_get(values)))
+        values = jax.device_get(values)
+        if not values["loss"][1]:
+            raise UserError(
+                f"step {step}: nothing in the batch has a loss; expected text in which the "
+                "objective finds something to predict (whole words need words that are short "
+                "enough for objective.mask_rate)"
+            )
+        values = metrics.finalize(metrics.add({}, values))
         self._counters.loss = values["loss"]
         if not math.isfinite(values["loss"]):
             raise UserError(

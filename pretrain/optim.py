@@ -64,9 +64,11 @@ def layer_scales(shapes: Mapping[str, Any], names: Mapping[str, Names], decay: f
             first = any(other.startswith(f"{stack}/first_layer/") for other in shapes)
             trunk = stack.removesuffix("/encoder").removesuffix("/decoder")
             trunks.setdefault(trunk, {})[stack] = first, shape[0] + first
-    if not trunks:
+    stacked = {path.partition("/layers/")[0] for path in names if leaves.is_stacked(path)}
+    if not trunks or stacked.difference(*trunks.values()):
         raise UserError(
-            f"config.optimizer.layer_decay: found {decay} with a model without layers, expected 1.0"
+            f"config.optimizer.layer_decay: found {decay} with a model without layers, or with all "
+            "layers of a stack under optimizer.freeze; expected 1.0"
         )
 
     def depth(path: str, stacks: Mapping[str, tuple[bool, int]]) -> int | np.ndarray:

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict, config_flags
 import pretrain.config
 from pretrain import cli, comparison, host, page, report, results
 from pretrain.comparison import Row
-from pretrain.errors import UserError, is_interrupt
+from pretrain.errors import Interrupt, UserError
 from pretrain.files import read_json
 
 # What a run may take from another one of the study, and the config key that gets its workdir.
@@ -210,12 +210,12 @@ def execute(planned: Sequence[Planned], chosen: Sequence[Planned], workdir: path
         if not reused:
             try:
                 train.train(entry.run.load(entry.folders), entry.folder)
+                Interrupt.check()
                 rows[name] = make_row(entry)
                 if rows[name]["status"] != "finished":
                     raise UserError("ended without a result.json (stopped early?)")
             except Exception as error:
-                if is_interrupt(error):
-                    raise KeyboardInterrupt from error
+                Interrupt.check()
                 reason = str(error)
                 if not isinstance(error, UserError):
                     traceback.print_exc()

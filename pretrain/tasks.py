@@ -45,12 +45,14 @@ class Task:
     """What `pretrain.train` needs to know of a config's data and model.
 
     ``learner``: the objective that is trained, where it is more than the one that is evaluated.
+    ``teacher``: the fingerprint of what it imitates, if anything.
     """
 
     objective: Objective
     encoder: Encoder
     splits: dict[str, Split]
     learner: Objective | None = None
+    teacher: str = ""
 
     def __post_init__(self):
         self.learner = self.learner or self.objective
@@ -74,10 +76,11 @@ class Task:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of each split and of the tokenizer."""
+        """SHA-256 of each split, of the tokenizer and of the teacher."""
         found = {name: split.about["fingerprint"] for name, split in self.splits.items()}
         pieces = self.encoder.tokenizer
-        return found | ({"tokenizer": pieces.fingerprint} if pieces is not None else {})
+        found |= {"tokenizer": pieces.fingerprint} if pieces is not None else {}
+        return found | ({"teacher": self.teacher} if self.teacher else {})
 
 
 def cache_dir(config: Reader) -> pathlib.Path:
@@ -197,6 +200,9 @@ def _tokenizer(
         return tokenizer.load(config.init_from)
     if options.path:
         return tokenizer.load(options.path)
+    if config.distill.teacher and config.objective.name in LANGUAGE_MODELS:
+        dict(options)  # both read the same pieces
+        return tokenizer.load(config.distill.teacher)
     source = train
     if options.source:
         # Columns and formats of labelled files say nothing of a file of plain text.

@@ -69,10 +69,11 @@ class Teacher:
         return {name: params[name] for name in like}
 
     @property
-    def identity(self) -> list[str]:
-        """What tells this finished run from any other on this machine."""
-        file = self.workdir.resolve() / tasks.RESULT
-        return [str(file), file.read_text(), str(file.stat().st_mtime_ns)]
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what tells this finished run from others, on this machine."""
+        file = self.workdir / tasks.RESULT
+        content = [str(file.resolve()), file.read_text(), file.stat().st_mtime_ns]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def open_teacher(workdir: str) -> Teacher:
@@ -112,34 +113,31 @@ def attach(task: tasks.Task, config: Reader, mesh: Mesh) -> tuple[tasks.Task, di
     labelled = task.objective.name not in LANGUAGE_MODELS
     cached = bool(terms.logits) and (labelled or config.distill.top_k > 0)
     live = terms.of_states or (bool(terms.logits) and not cached)
-    if live:
+    if live or not labelled:  # class probabilities alone need no common pieces
         _check_inputs(task, teacher)
     _check_outputs(terms, task, teacher, config.distill.top_k)
     if terms.of_states:
         layers, relation_layer = _check_states(terms, task, teacher, layers, relation_layer)
-    if not labelled and teacher.task.objective.name not in (*LANGUAGE_MODELS, "none"):
-        raise UserError(
-            f"{KEY}.teacher: {teacher.workdir} labels texts, expected a language model for "
-            f"objective.name {task.objective.name!r}"
-        )
-    splits = dict(task.splits)
+    splits, objective = dict(task.splits), task.objective
     if config.distill.transfer:
         splits["train"] = _with_transfer(task, config)
+        if objective.C and config.train.batch_size:  # of more rows a batch is a smaller share
+            share = config.train.batch_size / len(splits["train"].dataset)
+            objective = dataclasses.replace(objective, share=share)
     if cached:
         make = _class_log_probs if labelled else _top_log_probs
         dataset = make(splits["train"], teacher, config, mesh)
         splits["train"] = dataclasses.replace(splits["train"], dataset=dataset)
     learner = Distilled(
-        task.objective,
+        objective,
         teacher.objective if live else None,
         terms,
         layers,
         relation_layer,
-        chunk_size=getattr(task.objective, "chunk_size", 0) or 64,
+        chunk_size=getattr(objective, "chunk_size", 64),
     )
-    return dataclasses.replace(task, learner=learner, splits=splits), (
-        teacher.params(mesh) if live else {}
-    )
+    taught = dataclasses.replace(task, learner=learner, splits=splits, teacher=teacher.fingerprint)
+    return taught, teacher.params(mesh) if live else {}
 
 
 def _terms(config: Reader) -> tuple[Terms, tuple[int, ...], int]:
@@ -169,6 +167,11 @@ def _terms(config: Reader) -> tuple[Terms, tuple[int, ...], int]:
         raise UserError(
             f"{KEY}.progressive: found {terms.progressive}, expected a weight of hidden, mean, "
             "variance, attention or attention_scores above 0"
+        )
+    if terms.progressive and (terms.cosine or terms.embeddings or terms.relations):
+        raise UserError(
+            f"{KEY}.progressive: found {terms.progressive} with cosine, embeddings or relations, "
+            "expected these to be 0: they are of no one layer"
         )
     return terms, layers, relation_layer
 
@@ -219,6 +222,8 @@ def _check_outputs(terms: Terms, task: tasks.Task, teacher: Teacher, top_k: int)
         raise UserError(
             f"{KEY}.logits: found a teacher of {others} pieces, expected model.vocab_size {mine}"
         )
+    if top_k > mine:
+        raise UserError(f"{KEY}.top_k: found {top_k}, expected at most the {mine} pieces")
 
 
 def _check_inputs(task: tasks.Task, teacher: Teacher) -> None:
@@ -235,11 +240,11 @@ def _check_inputs(task: tasks.Task, teacher: Teacher) -> None:
             f"config.train.seq_len: found rows of {task.encoder.seq_len} tokens, expected at most "
             f"the {longest} positions of {KEY}.teacher {teacher.workdir}"
         )
-    labelled = task.objective.name not in LANGUAGE_MODELS
-    if labelled == (teacher.config.objective.name in LANGUAGE_MODELS):
+    ours, theirs = task.objective.name, teacher.config.objective.name
+    if theirs not in ({ours, "mlm", "causal", "none"} if ours in LANGUAGE_MODELS else {ours}):
         raise UserError(
-            f"{KEY}.teacher: {teacher.workdir} was trained for "
-            f"{teacher.config.objective.name!r}, expected objective.name {task.objective.name!r}"
+            f"{KEY}.teacher: {teacher.workdir} was trained for {theirs!r}, expected objective.name "
+            f"{ours!r}, whose batches it can read"
         )
 
 
@@ -255,7 +260,9 @@ def _check_states(
                 f"{KEY}: found terms that compare states, expected {section} to be "
                 f"{' or '.join(STATES)}"
             )
-    if not layers:
+    if not layers and not terms.by_layer:
+        layers = (theirs.num_layers - 1,) * ours.num_layers  # no term asks
+    elif not layers:
         if theirs.num_layers % ours.num_layers:
             raise UserError(
                 f"{KEY}.layers: found '' for a student of {ours.num_layers} layers and a teacher "
@@ -371,7 +378,7 @@ def _class_log_probs(split: tasks.Split, teacher: Teacher, config: Reader, mesh:
         return {"values": labels.by_sentence(columns, log_probs)[0].astype(np.float32)}
 
     digest = hashlib.sha256(json.dumps(split.examples, sort_keys=True).encode()).hexdigest()
-    values = _cached(tasks.cache_dir(config), [teacher.identity, digest], make)["values"]
+    values = _cached(tasks.cache_dir(config), [teacher.fingerprint, digest], make)["values"]
     columns = split.dataset.columns
     if tag:
         spread = labels.spread_words(columns, np.asarray(values))
@@ -420,6 +427,6 @@ def _top_log_probs(split: tasks.Split, teacher: Teacher, config: Reader, mesh: M
             log_probs[start:stop], ids[start:stop] = (x[: stop - start] for x in found)
         return {"ids": ids, "log_probs": log_probs}
 
-    content = [teacher.identity, rows.path.name, k, temperature]
+    content = [teacher.fingerprint, rows.path.name, k, temperature]
     arrays = _cached(tasks.cache_dir(config), content, make)
     return WithTop(rows, arrays["ids"], arrays["log_probs"])

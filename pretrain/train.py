@@ -41,7 +41,7 @@ from pretrain import config as configs
 from pretrain.budget import Periodic, Units
 from pretrain.checkpoint import BEST, LAST, Checkpointer, load_params
 from pretrain.data.loader import eval_batches, train_batches
-from pretrain.errors import UserError
+from pretrain.errors import Interrupt, UserError
 from pretrain.files import read_json, write_json
 from pretrain.inherit import inherit_params, resolve
 from pretrain.monitor import Counters, Monitor
@@ -122,6 +122,11 @@ def batch_rows(task: tasks.Task, config: configs.Reader, mesh: Mesh) -> int:
     """
     size, accumulate = config.train.batch_size, config.train.accumulate
     if size == 0:
+        if hasattr(task.splits["train"].dataset, "prepare"):
+            raise UserError(
+                f"config.train.batch_size: found 0 with objective.name {task.objective.name!r}, "
+                "whose examples are made anew in every epoch; expected a number of rows"
+            )
         rows = len(task.splits["train"].dataset)
         ways = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES) * accumulate
         multiple = math.lcm(ways, max(32, 2 ** (rows.bit_length() - 4)))
@@ -201,10 +206,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     task, taught = teacher.attach(tasks.build(read), read, mesh)
     optimizer = optim.create(**read.optimizer)
     batch_size = batch_rows(task, read, mesh)
-    units = Units(
-        batch_size, len(task.splits["train"].dataset), task.tokens_per_row, task.row_flops
-    )
-    rows_per_step = read.train.batch_size or units.num_rows  # without those that fill up
+    num_rows = len(task.splits["train"].dataset)
+    rows_per_step = read.train.batch_size or num_rows  # without those that fill up
+    units = Units(rows_per_step, num_rows, task.tokens_per_row, task.row_flops)
     budget = units.budget(read.train.budget, "train.budget")
     rate = schedules.create(read.optimizer, units, budget)
     evaluate_every, save_every, log_every = (
@@ -270,6 +274,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         Sigterm() as sigterm,
     ):
         while progress < 1.0:
+            Interrupt.check()
             started = time.perf_counter()
             now = np.float32([progress, rate(step, counters.seconds)])
             spent, lr = jax.device_put(tuple(now), replicated)

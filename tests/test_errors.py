@@ -1,15 +1,19 @@
+import signal
+
 import pytest
 
-from pretrain.errors import is_interrupt
+from pretrain.errors import Interrupt
 
 
-@pytest.mark.parametrize("raised, expected", [(KeyboardInterrupt, True), (OSError, False)])
-def test_an_interrupt_is_known_behind_the_error_of_a_clean_up(raised, expected):
+def test_an_interrupt_that_a_destructor_lost_is_remembered(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Interrupt, "came", False)
+    Interrupt.listen()
     try:
-        try:
-            raise raised
-        finally:
-            raise ValueError("a file that is still open cannot be closed")
-    except ValueError as error:
-        assert is_interrupt(error) is expected
-    assert is_interrupt(KeyboardInterrupt())
+        Interrupt.check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            Interrupt.check()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -325,10 +325,10 @@ def test_a_study_killed_in_the_middle_goes_on_and_tells_of_a_bad_run(tmp_path):
             while process.poll() is None and not list(tmp_path.glob(f"work/runs/s{index}-*/*")):
                 time.sleep(0.001)
             process.send_signal(sent)
-            process.communicate(timeout=100)
+            out, _ = process.communicate(timeout=100)
         finally:
             process.kill()
-        assert process.returncode in expected
+        assert process.returncode in expected, out.decode()
         for path in tmp_path.glob("work/runs/*/result.json"):
             stamps.setdefault(path, path.stat().st_mtime_ns)
     done = subprocess.run(command, capture_output=True, text=True, check=False)

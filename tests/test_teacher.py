@@ -36,9 +36,8 @@ def attached(config):
 
 
 def test_a_run_learns_from_states_and_outputs(small_run, small_data, tmp_path):
-    """Its teacher stays as it was, the projection is saved, and is no part of the model."""
+    """The projection is saved, and is no part of the model."""
     source = small_run("bert", SEQ)
-    before = load_params(source, tiny.mesh())[0]
     options = dict(_logits=1.0, _hidden=1.0, _layers="1", _projection="shared", _task=0.5)
     config = imitation(small_data, source, "bert", SEQ, model__hidden_size=8, **options)
     result = train.train(config, tmp_path / "run")
@@ -60,8 +59,6 @@ def test_a_run_learns_from_states_and_outputs(small_run, small_data, tmp_path):
         result["scores"]["validation"]["loss"], abs=1e-5
     )
     assert export(tmp_path / "run", tmp_path / "exported") == "BertForMaskedLM"
-    after = load_params(source, tiny.mesh())[0]
-    jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
 @pytest.mark.parametrize("name, arg", [("classify", "tiny"), ("linear", "lr")])
@@ -158,7 +155,13 @@ def test_likeliest_pieces_come_from_disk(small_run, small_data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teacher.Teacher, "params", None)
         attached(config)
+        for key, value in (("_top_k", 2), ("_temperature", 1.0)):
+            other = dict(_logits=1.0, _top_k=3, _temperature=2.0) | {key: value}
+            with pytest.raises(TypeError):  # made anew
+                attached(imitation(small_data, source, "gpt", SEQ, **other))
 
+
+OTHER = str(small_runs.TOKENIZERS / "bert_uncased")
 
 REFUSED = [
     ("bert", SEQ, {}, "no term that it could teach"),
@@ -168,7 +171,9 @@ REFUSED = [
     ("bert", SEQ, dict(_hidden=1.0, _layers="a"), "layers: found 'a', expected a layer of the"),
     ("bert", SEQ, dict(_logits=1.0, model__vocab_size=400), "a teacher of 300 pieces, expected"),
     ("bert", SEQ, dict(_logits=1.0, _top_k=2), "top_k: found 2, expected 0: of language models"),
-    ("bert", SEQ, dict(_logits=1.0, tokenizer__vocab_size=295), "has another tokenizer than"),
+    ("bert", SEQ, dict(_logits=1.0, tokenizer__path=OTHER), "has another tokenizer than"),
+    ("gpt", SEQ, dict(_logits=1.0, _top_k=2, tokenizer__path=OTHER), "has another tokenizer than"),
+    ("bert", SEQ, dict(_hidden=1.0, _cosine=1.0, _progressive=0.5), "with cosine, embeddings or"),
     ("bert", SEQ, dict(_logits=1.0, _progressive=0.5), "progressive: found 0.5, expected a weight"),
     ("bert", SEQ, dict(_relations=1.0, _relation_pairs="query"), "relation_pairs: found 'query'"),
     ("bert", SEQ, dict(_relations=1.0, _relation_heads=3), "relation_heads: 3 does not divide"),
@@ -234,7 +239,8 @@ def test_recipes_have_all_that_they_need(recipe, small_run, small_data):
         changes |= {"model.bottleneck_size": 8, "model.embedding_size": 8}
     elif recipe == "minilm":
         changes["model.hidden_size"] = 8
-    task, taught = attached(inherit.resolve(configs.load(path, arg, changes)))
+    config = inherit.resolve(configs.load(path, arg, changes))
+    task, taught = attached(config)
     batch = jax.tree.map(jnp.asarray, task.splits["train"].dataset[np.arange(4)])
     batch |= {"weights": jnp.ones(4)} if labelled else {}
 
@@ -243,7 +249,10 @@ def test_recipes_have_all_that_they_need(recipe, small_run, small_data):
         params = nn.unbox(learner.init(key)["params"])
         return learner.loss(params, learner.corrupt(batch, key), key)[2]
 
-    metrics = jax.eval_shape(loss, jax.random.key(0))
+    metrics = jax.jit(loss)(jax.random.key(0))
+    assert all(np.isfinite(value[0]) for value in metrics.values())
+    if not (config.distill.task or config.distill.logits):
+        assert not config.checkpoint.best, "the labels' score says nothing of what is learned"
     weighted = [k for k, v in recipes.RECIPES[recipe].items() if v and k in NAMES]
     assert {name.partition("/")[2] for name in metrics if "/" in name} == set(weighted)
 
@@ -254,8 +263,9 @@ def test_a_sharded_student_and_teacher_give_the_same_step(small_run, small_data,
         config = imitation(
             small_data, source, "bert", SEQ, _hidden=1.0, _logits=1.0, train__budget="2 steps"
         )
+        mesh = tiny.mesh(**sizes)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sharding, "make_mesh", lambda _, sizes=sizes: tiny.mesh(**sizes))
+            patch.setattr(sharding, "make_mesh", lambda *_, mesh=mesh: mesh)
             train.train(config, tmp_path / name)
         records = read_jsonl(tmp_path / name / "metrics.jsonl")
         losses.append([r["train/loss"] for r in records if "train/loss" in r])

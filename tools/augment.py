@@ -7,11 +7,13 @@ r"""Makes further texts of labelled ones, for a student whose teacher labels the
 TinyBERT's data augmentation (Jiao et al. 2020): in each copy of a text every word is replaced, with
 some probability, by one of its candidates. Those of a word that is a single piece are the likeliest
 other words in its place, by a masked language model; those of a longer word are the words whose
-embeddings are nearest to the mean of its pieces'. (The paper takes GloVe vectors for these.)
+embeddings are nearest to the mean of its pieces'. (The paper takes GloVe vectors for these, and
+spares stop words.)
 """
 
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -26,6 +28,7 @@ from pretrain.data import sources
 from pretrain.errors import UserError
 from pretrain.files import check_new, write_text
 
+WORD = re.compile(r"\w+|[^\w\s]")  # punctuation stands by itself, and stays
 ROWS = 32  # masked at a time: of few shapes, so that few programs are compiled
 
 
@@ -76,7 +79,8 @@ class Augmenter:
                 scores[i] = self.table[self.words] @ self.table[ids].mean(0)
         found = []
         for i, (word, ids) in enumerate(zip(words, cut, strict=True)):
-            if not ids or (len(ids) == 1 and i >= len(inside)):
+            known = len(ids) > 1 or i < len(inside)
+            if not known or not any(c.isalnum() for c in word):
                 found.append([])
                 continue
             best = self.words[np.argsort(-scores[i], kind="stable")[: self.count + 1]]
@@ -128,7 +132,7 @@ def main() -> None:
     augmenter = Augmenter(pathlib.Path(values.workdir), values.candidates)
     rng, lines = np.random.default_rng(values.seed), []
     for example in tqdm.tqdm(list(source), desc="augment", unit=" texts"):
-        words = example["text"].split()
+        words = WORD.findall(example["text"])
         found = augmenter.candidates(words)
         label = {"label": example["label"]} if values.label else {}
         texts = [words, *copies(words, found, values.copies, values.share, rng)]

@@ -190,7 +190,8 @@ class Infilling:
         segment_ids, positions, original = rows["segment_ids"], rows["positions"], rows["tokens"]
         length = segment_ids.shape[1]
         content = np.maximum(_sizes(segment_ids) - 2, 0)
-        total = np.round(content.sum(1) * self.density).astype(np.int64)
+        total = np.round(content.sum(1) * self.density)
+        total = np.minimum(total, content.sum(1) // 2).astype(np.int64)  # each span wants a gap
         noise = spread(total, content, _uniform(keys, _QUOTAS, 1)[:, 0])
         layout = _Layout(segment_ids, positions, noise)
         tokens, place = original, None

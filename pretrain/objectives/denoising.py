@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pretrain.models.encoder_decoder import shift_right
 from pretrain.objectives.base import Batch, Metrics
-from pretrain.objectives.language import check_writes, weigh
+from pretrain.objectives.language import Language, check_writes, weigh
 from pretrain.objectives.mlm import MaskedLM
 
 
@@ -44,9 +44,8 @@ class Denoising(MaskedLM):
         )
 
     def score(self, params: dict, hidden: jax.Array, batch: Batch) -> Metrics:
-        segment_ids, targets = batch["segment_ids"], batch["targets"]
-        losses, hits = self.cross_entropy(params, hidden, targets, self.chunk_size)
-        weights = weigh((segment_ids > 0).astype(jnp.float32), batch)
+        losses, hits = self.cross_entropy(params, hidden, batch["targets"], self.chunk_size)
+        _, weights = self.predicted(hidden, batch)
         drawn = weigh(batch["masked_weights"], batch)
         found = jnp.take_along_axis(hits, batch["masked_positions"], axis=1)
         total = weights.sum()
@@ -55,6 +54,10 @@ class Denoising(MaskedLM):
             "accuracy": ((hits * weights).sum(), total),
             "masked_accuracy": ((found * drawn).sum(), drawn.sum()),
         }
+
+    def predicted(self, hidden: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """All real positions: the decoder writes each of them."""
+        return Language.predicted(self, hidden, batch)
 
     def train_flops(self, seq_len: int) -> float:
         return 3.0 * self.model.forward_flops(seq_len, seq_len)

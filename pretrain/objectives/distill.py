@@ -157,7 +157,7 @@ class Distilled(Objective):
         loss = terms.task * self._in_stage("task") * task
         for name, value in found.items():
             loss += getattr(terms, name) * self._in_stage(name) * value
-        metrics |= {"loss": (loss, total), "task_loss": metrics["loss"]}
+        metrics |= {"loss": (loss, total), "task_loss": (task, total)}
         return metrics | {f"distill/{name}": (value, total) for name, value in found.items()}
 
     def row_weights(self, output: tuple[Any, dict], batch: Batch) -> jax.Array:
@@ -305,7 +305,8 @@ class Distilled(Objective):
     def _relations(self, ours: dict, theirs: dict, real: jax.Array) -> jax.Array:
         """Divergences of self-attention relations ``[B, S]``, pairs summed, heads averaged."""
         mask = (real[:, None, :, None] * real[:, None, None, :]) > 0
-        mask &= _visible(layer_outputs(theirs, "attention_scores")[self.relation_layer])
+        for states, layer in ((ours, -1), (theirs, self.relation_layer)):
+            mask &= _visible(layer_outputs(states, "attention_scores")[layer]).any(1, keepdims=True)
         total = jnp.zeros(real.shape)
         for pair in self.terms.relation_pairs:
             scores = []
@@ -375,13 +376,17 @@ def _visible(scores: jax.Array) -> jax.Array:
 
 
 def attention_divergence(teacher: jax.Array, student: jax.Array) -> jax.Array:
-    """KL(teacher || student) of attention distributions: scores ``[B, H, Q, K] -> [B, H, Q]``."""
-    ours, theirs = nn.log_softmax(student), nn.log_softmax(teacher)
-    return jnp.where(_visible(teacher), jnp.exp(theirs) * (theirs - ours), 0.0).sum(-1)
+    """KL(teacher || student) of attention over the keys that both see: ``-> [B, H, Q]``.
+
+    Args: scores ``[B, H, Q, K]`` before the softmax.
+    """
+    seen = _visible(teacher) & _visible(student)
+    ours, theirs = (nn.log_softmax(jnp.where(seen, x, HIDDEN)) for x in (student, teacher))
+    return jnp.where(seen, jnp.exp(theirs) * (theirs - ours), 0.0).sum(-1)
 
 
 def score_difference(teacher: jax.Array, student: jax.Array) -> jax.Array:
-    """Mean squared difference of scores over the keys that a query sees: ``-> [B, H, Q]``."""
+    """Mean squared difference of scores over the keys that both see: ``-> [B, H, Q]``."""
     seen = _visible(teacher) & _visible(student)
     squares = jnp.square(jnp.where(seen, teacher - student, 0.0))
     return squares.sum(-1) / jnp.maximum(seen.astype(jnp.float32).sum(-1), 1.0)

@@ -35,7 +35,7 @@ class SentencePairLM(MaskedLM):
         return batch | {"pair_scale": jnp.full(batch["tokens"].shape[0], scale)}
 
     def forward(self, params: dict, batch: Batch, **kwargs) -> jax.Array:
-        return super().forward(params, batch, token_types=batch["token_types"], **kwargs)
+        return super().forward(params, batch, token_types=batch.get("token_types"), **kwargs)
 
     def combined(self, metrics: Metrics, batch: Batch) -> jax.Array:
         return metrics["loss"][0] + batch["pair_scale"][0] * metrics["pair_loss"][0]

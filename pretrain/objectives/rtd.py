@@ -135,6 +135,10 @@ class ReplacedTokenDetection(MaskedLM):
             "detected": ((hits * changed).sum(), changed.sum()),
         }
 
+    def row_weights(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        del logits
+        return weigh((batch["segment_ids"] > 0).astype(jnp.float32), batch).sum(-1)
+
     def train_flops(self, seq_len: int) -> float:
         forward = self.model.forward_flops(seq_len)
         if self.generator is not None:

@@ -63,6 +63,7 @@ TRAINED = {
         # queries and keys, which its own forward pass cannot multiply, and a pooler.
         "teacher": 319_633_664 - 24 * 2 * 512 * 1024 - (512**2 + 512) + 12_014_650,
         "micro": 4_363_322,
+        "micro-teacher": 6_026_810,
     },
     "electra": {  # discriminator, and the generator without the embeddings that both have
         "small": 13_549_057 + 647_162,

@@ -15,6 +15,7 @@ from pretrain.models.transformer import layer_outputs
 from pretrain.objectives import distill
 from pretrain.objectives.distill import EXTRA, Distilled, Terms
 from tests import tiny
+from tests.objectives import test_denoising
 
 OFF = {
     name: value
@@ -197,6 +198,41 @@ def test_no_gradient_reaches_the_teacher_and_sums_do_not_depend_on_the_cut(teach
         for part in (slice(0, 1), slice(1, 4))
     ]
     np.testing.assert_allclose(sum(halves), whole, rtol=1e-5)
+
+
+def test_the_teacher_has_no_dropout(teacher, corrupted):
+    objective, taught = teacher
+    params, noisy = init(objective), tiny.mlm(dropout=0.5, attention_dropout=0.5)
+    totals = [
+        loss(distilled(objective, other, hidden=1.0, logits=1.0), taught, params, corrupted)[0]
+        for other in (objective, noisy)
+    ]
+    np.testing.assert_allclose(*totals, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"causal": True}, {"local_window": 2, "global_every": 2}])
+def test_a_student_that_sees_less_has_finite_terms(options, teacher, corrupted):
+    objective, taught = teacher
+    student = tiny.replace_model(objective, **options)
+    weights = dict.fromkeys(("attention", "attention_scores", "relations"), 1.0)
+    total, _, _ = loss(distilled(student, objective, **weights), taught, init(student), corrupted)
+    assert jnp.isfinite(total)
+
+
+@pytest.mark.parametrize("name", ["mlm", "rtd", "causal", "denoising", "classification", "tagging"])
+def test_rows_weigh_what_the_loss_does(name):
+    objective = test_denoising.objective() if name == "denoising" else getattr(tiny, name)()
+    make = {"classification": tiny.task_batch, "tagging": tiny.tag_batch}.get(name, tiny.lm_batch)
+    batch = objective.corrupt({k: jnp.asarray(x) for k, x in make(rows=4).items()}, KEY)
+
+    def both(params):
+        output = objective.forward(params, batch)
+        weight = objective.score(params, output, batch)["loss"][1]
+        return weight, objective.row_weights(output, batch)
+
+    total, rows = jax.jit(both)(init(objective))
+    np.testing.assert_allclose(rows.sum(), total, rtol=1e-6)
+    assert rows.shape == (4,)
 
 
 def test_a_shared_projection_is_one_matrix_and_no_part_of_the_model(teacher):
