@@ -61,7 +61,7 @@ def sentinel_ids(config: Reader, pieces: AnyTokenizer, vocab_size: int) -> tuple
         return tuple(found[: found.index(None)] if None in found else found)
     if vocab_size < pieces.vocab_size + count:
         raise UserError(
-            f"config.model.vocab_size: found {config.model.vocab_size}, expected at least "
+            f"config.model.vocab_size: found {vocab_size}, expected at least "
             f"{pieces.vocab_size + count}: the tokenizer's {pieces.vocab_size} pieces and "
             f"objective.num_sentinels {count}, which it has not itself"
         )

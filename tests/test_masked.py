@@ -32,7 +32,7 @@ def test_pairs_have_the_parameters_of_the_published_model(arg, published):
 def test_the_argument_chooses_how_rows_are_masked():
     plain, whole = blank(bert.get_config("tiny")), blank(bert.get_config("tiny,wwm"))
     assert type(plain) is type(whole) is MaskedLM
-    assert plain.word_start == b"" and set(whole.word_start) == {1}
+    assert plain.word_start == b"" != whole.word_start
     assert isinstance(blank(bert.get_config("tiny,sop")), SentencePairLM)
     with pytest.raises(UserError, match="config argument: found 'nsp' with 'sop'"):
         bert.get_config("tiny,nsp,sop")

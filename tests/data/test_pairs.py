@@ -176,5 +176,5 @@ def test_a_text_of_one_piece_is_no_pair():
     length = len(pieces().encode("tree"))
     assert batch["pair_weights"].tolist() == [float(length > 1), 1.0]
     short = SentencePairs(rows(("a", "the cat .")), pieces(), "sop", SEQ_LEN, 0.0)[np.arange(1)]
-    if len(pieces().encode("a")) == 1:
-        assert short["pair_weights"].tolist() == [0.0] and short["segment_ids"].sum() == 3
+    assert len(pieces().encode("a")) == 1
+    assert short["pair_weights"].tolist() == [0.0] and short["segment_ids"].sum() == 3

@@ -4,7 +4,6 @@ import functools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -127,4 +126,3 @@ def test_a_shipped_config_makes_it():
     made = tool.blank_objective(gpt.get_config("tiny,prefix"))
     assert isinstance(made, PrefixLM) and made.model.trunk.config.causal
     assert made.train_flops(8) == tool.blank_objective(gpt.get_config("tiny")).train_flops(8)
-    assert jnp.isfinite(made.train_flops(8))
