@@ -91,7 +91,7 @@ class Batches:
         )
         for batch in batches:
             inputs = sharding.to_global(batch, self._mesh)
-            if memory:
+            if self.objective.carries_memory:
                 found, memory = predict(params, inputs | {"memory": memory})
             else:
                 found = predict(params, inputs)

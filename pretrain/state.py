@@ -61,13 +61,16 @@ def parameter_names(objective: Objective) -> dict[str, Names]:
 @functools.lru_cache
 def abstract_params(init: Callable[[jax.Array], dict], mesh: Mesh) -> dict:
     """Shapes, types and shardings of the parameters that ``init`` makes."""
-    boxed = jax.eval_shape(init, jax.random.key(0))["params"]
-    specs = sharding.shardings(boxed, mesh)
-    return jax.tree.map(
-        lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spec),
-        nn.unbox(boxed),
-        specs,
-    )
+    return _laid_out(jax.eval_shape(init, jax.random.key(0))["params"], mesh)
+
+
+def _laid_out(boxed: Any, mesh: Mesh) -> Any:
+    """Abstract arrays with the shardings that their names give them."""
+    return jax.tree.map(_abstract_leaf, nn.unbox(boxed), sharding.shardings(boxed, mesh))
+
+
+def _abstract_leaf(leaf: Any, spec: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spec)
 
 
 @functools.lru_cache
@@ -77,16 +80,11 @@ def abstract(objective: Objective, optimizer, mesh: Mesh, rows: int = 0) -> Trai
     ``rows``: of a global batch, for objectives that carry memory.
     """
     boxed = jax.eval_shape(functools.partial(init, objective, optimizer), jax.random.key(0))
-    specs = sharding.shardings(boxed, mesh)
-
-    def leaf(leaf, spec):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spec)
-
-    state = jax.tree.map(leaf, nn.unbox(boxed), specs)
+    state = _laid_out(boxed, mesh)
     if objective.carries_memory:
         memory = jax.eval_shape(lambda: objective.initial_memory(rows))
         by_rows = sharding.batch_sharding(mesh)
-        state = state.replace(memory=jax.tree.map(lambda x: leaf(x, by_rows), memory))
+        state = state.replace(memory=jax.tree.map(lambda x: _abstract_leaf(x, by_rows), memory))
     return state
 
 

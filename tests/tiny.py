@@ -1,6 +1,7 @@
 """Small models and batches for the tests."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -107,3 +108,14 @@ def replace_model(objective, **overrides):
     if isinstance(model, LanguageModel):
         return dataclasses.replace(objective, model=language_model("transformer", options))
     return dataclasses.replace(objective, model=model.clone(trunk=Transformer(options)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradient(objective, params, batch):
+    """``(loss, (weight, metrics)), gradient``, dropout's key always the same."""
+
+    def loss(params):
+        total, weight, metrics = objective.loss(params, batch, jax.random.key(0))
+        return total, (weight, metrics)
+
+    return jax.value_and_grad(loss, has_aux=True)(params)

@@ -19,6 +19,7 @@ class Objective(abc.ABC):
 
     name: str
     model: nn.Module
+    carries_memory: ClassVar[bool] = False  # to the next batch: one value more of loss and predict
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> dict:
@@ -29,15 +30,13 @@ class Objective(abc.ABC):
         del key
         return {"params": {}}
 
-    carries_memory: ClassVar[bool] = False  # from each batch to the next
-
     def initial_memory(self, rows: int, held_out: bool = False) -> Any:
-        """What the first batch has as ``memory``: a tree of arrays, rows first.
+        """What the first batch has as ``memory``: a tree of arrays, rows first; none by default.
 
-        Of objectives that carry memory. What they are given is what `loss` and `predict`, as one
-        value more, gave for the batch before.
+        A later batch has what `loss`, or `predict`, gave as its last value for the one before.
         """
-        raise NotImplementedError
+        del rows, held_out
+        return {}
 
     def bind(self, teacher: dict, progress: jax.Array) -> Self:
         """This objective within a step, where it knows the teacher and the budget's share spent."""

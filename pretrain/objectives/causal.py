@@ -35,13 +35,7 @@ class CausalLM(Language):
 
     def score(self, params: dict, hidden: jax.Array, batch: Batch) -> Metrics:
         labels, _ = next_tokens(batch)
-        _, weights = self.predicted(hidden, batch)
-        losses, hits = self.cross_entropy(params, hidden, labels, self.chunk_size)
-        total = weights.sum()
-        return {
-            "loss": ((losses * weights).sum(), total),
-            "accuracy": ((hits * weights).sum(), total),
-        }
+        return self.score_tokens(params, hidden, labels, batch, self.chunk_size)[0]
 
     def predicted(self, hidden: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return hidden, weigh(next_tokens(batch)[1], batch)

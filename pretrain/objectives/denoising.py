@@ -44,16 +44,11 @@ class Denoising(MaskedLM):
         )
 
     def score(self, params: dict, hidden: jax.Array, batch: Batch) -> Metrics:
-        losses, hits = self.cross_entropy(params, hidden, batch["targets"], self.chunk_size)
-        _, weights = self.predicted(hidden, batch)
+        targets, size = batch["targets"], self.chunk_size
+        metrics, hits = self.score_tokens(params, hidden, targets, batch, size)
         drawn = weigh(batch["masked_weights"], batch)
         found = jnp.take_along_axis(hits, batch["masked_positions"], axis=1)
-        total = weights.sum()
-        return {
-            "loss": ((losses * weights).sum(), total),
-            "accuracy": ((hits * weights).sum(), total),
-            "masked_accuracy": ((found * drawn).sum(), drawn.sum()),
-        }
+        return metrics | {"masked_accuracy": ((found * drawn).sum(), drawn.sum())}
 
     def predicted(self, hidden: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """All real positions: the decoder writes each of them."""

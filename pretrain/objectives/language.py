@@ -10,7 +10,7 @@ import optax
 
 from pretrain.errors import UserError
 from pretrain.models.heads import LanguageModel
-from pretrain.objectives.base import Batch, Objective
+from pretrain.objectives.base import Batch, Metrics, Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,16 @@ class Language(Objective):
         All real positions, unless a subclass knows better.
         """
         return hidden, weigh((batch["segment_ids"] > 0).astype(jnp.float32), batch)
+
+    def score_tokens(
+        self, params: dict, hidden: jax.Array, labels: jax.Array, batch: Batch, chunk_size: int
+    ) -> tuple[Metrics, jax.Array]:
+        """Loss and accuracy of ``labels`` as `predicted` weighs them, and the hits, all [B, S]."""
+        losses, hits = self.cross_entropy(params, hidden, labels, chunk_size)
+        _, weights = self.predicted(hidden, batch)
+        total = weights.sum()
+        sums = {"loss": losses, "accuracy": hits}
+        return {name: ((x * weights).sum(), total) for name, x in sums.items()}, hits
 
     def cross_entropy(
         self, params: dict, hidden: jax.Array, labels: jax.Array, chunk_size: int

@@ -45,13 +45,8 @@ class Spans(Language):
         return hidden, weigh((batch["target_segment_ids"] > 0).astype(jnp.float32), batch)
 
     def score(self, params: dict, hidden: jax.Array, batch: Batch) -> Metrics:
-        losses, hits = self.cross_entropy(params, hidden, batch["targets"], self.chunk_size)
-        _, weights = self.predicted(hidden, batch)
-        total = weights.sum()
-        metrics = {
-            "loss": ((losses * weights).sum(), total),
-            "accuracy": ((hits * weights).sum(), total),
-        }
+        targets, size = batch["targets"], self.chunk_size
+        metrics, hits = self.score_tokens(params, hidden, targets, batch, size)
         if "hidden" in batch:
             unseen = weigh(batch["hidden"], batch)
             metrics["masked_accuracy"] = ((hits * unseen).sum(), unseen.sum())

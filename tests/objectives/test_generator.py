@@ -50,18 +50,9 @@ def generated():
     return jax.device_get(jax.jit(OBJECTIVE.generate)(params(), corrupted())[0])
 
 
-@jax.jit
-def value_and_gradient(params, batch):
-    def loss(params):
-        total, weight, metrics = OBJECTIVE.loss(params, batch, KEY)
-        return total, (weight, metrics)
-
-    return jax.value_and_grad(loss, has_aux=True)(params)
-
-
 @functools.cache
 def whole():
-    return jax.device_get(value_and_gradient(params(), corrupted()))
+    return jax.device_get(tiny.value_and_gradient(OBJECTIVE, params(), corrupted()))
 
 
 def drawn() -> np.ndarray:
@@ -194,7 +185,11 @@ def test_parts_of_a_batch_sum_up_to_it():
     """Whatever the number of micro-batches, although the two losses count different positions."""
     (loss, (weight, _)), gradient = whole()
     parts = [
-        jax.device_get(value_and_gradient(params(), {k: v[rows] for k, v in corrupted().items()}))
+        jax.device_get(
+            tiny.value_and_gradient(
+                OBJECTIVE, params(), {k: v[rows] for k, v in corrupted().items()}
+            )
+        )
         for rows in ([0, 2, 4, 6], [1, 3, 5, 7])
     ]
     shares = [float(x["generator_loss"][1] / w) for (_, (w, x)), _ in parts]

@@ -52,18 +52,9 @@ def corrupted():
     return jax.device_get(jax.jit(OBJECTIVE.corrupt)(pair_batch(), jax.random.key(5)))
 
 
-@jax.jit
-def value_and_gradient(params, batch):
-    def loss(params):
-        total, weight, metrics = OBJECTIVE.loss(params, batch, KEY)
-        return total, (weight, metrics)
-
-    return jax.value_and_grad(loss, has_aux=True)(params)
-
-
 @functools.cache
 def whole():
-    return jax.device_get(value_and_gradient(params(), corrupted()))
+    return jax.device_get(tiny.value_and_gradient(OBJECTIVE, params(), corrupted()))
 
 
 def test_loss_is_the_sum_of_two_means():
@@ -109,7 +100,11 @@ def test_loss_is_the_sum_of_two_means():
 def test_parts_of_a_batch_sum_up_to_it():
     (loss, (weight, _)), gradient = whole()
     parts = [
-        jax.device_get(value_and_gradient(params(), {k: v[rows] for k, v in corrupted().items()}))
+        jax.device_get(
+            tiny.value_and_gradient(
+                OBJECTIVE, params(), {k: v[rows] for k, v in corrupted().items()}
+            )
+        )
         for rows in ([0, 2, 4, 6], [1, 3, 5, 7])
     ]
     total = jax.tree.map(lambda a, b: a + b, *parts)
