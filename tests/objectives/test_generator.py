@@ -50,6 +50,12 @@ def generated():
     return jax.device_get(jax.jit(OBJECTIVE.generate)(params(), corrupted())[0])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def made_outside_of_any_trace():
+    """What is cached must not be made first while something else is traced."""
+    params(), corrupted()
+
+
 @functools.cache
 def whole():
     return jax.device_get(tiny.value_and_gradient(OBJECTIVE, params(), corrupted()))

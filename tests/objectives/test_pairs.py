@@ -52,6 +52,12 @@ def corrupted():
     return jax.device_get(jax.jit(OBJECTIVE.corrupt)(pair_batch(), jax.random.key(5)))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def made_outside_of_any_trace():
+    """What is cached must not be made first while something else is traced."""
+    params(), corrupted()
+
+
 @functools.cache
 def whole():
     return jax.device_get(tiny.value_and_gradient(OBJECTIVE, params(), corrupted()))
