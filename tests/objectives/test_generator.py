@@ -53,7 +53,7 @@ def generated():
 @pytest.fixture(autouse=True, scope="module")
 def made_outside_of_any_trace():
     """What is cached must not be made first while something else is traced."""
-    params(), corrupted()
+    params(), corrupted(), generated()
 
 
 @functools.cache
