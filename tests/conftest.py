@@ -11,9 +11,12 @@ import pytest
 from pretrain import record, train
 from tests import small_runs
 
-# Compiling is what most of the tests' time goes into: do it fast rather than well. Only a flag that
-# every supported version knows: an unknown one is fatal.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# Compiling is what most of the tests' time goes into: do it fast rather than well. Later versions
+# lack the last two flags, and an unknown one is fatal.
+flags = ["--xla_backend_optimization_level=0"]
+if jax.__version_info__ < (0, 11):
+    flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
