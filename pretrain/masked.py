@@ -77,27 +77,26 @@ def replaced_token_detection(
 ) -> ReplacedTokenDetection:
     """The objective "rtd", with or without a generator."""
     objective, backbone = config.objective, FAMILIES[config.model.name].backbone
-    settings = {key: objective[key] for key in objective}
-    rate, size = settings["replace_rate"], settings["generator_size"]
+    size = objective.generator_size
     if not size:  # nothing is masked, all that is chosen is replaced
         return ReplacedTokenDetection(
             Discriminator(backbone(options)),
             mask_id=pieces.pad_id,
             special_ids=pieces.special_ids,
             num_pieces=pieces.vocab_size,
-            mask_rate=rate,
+            mask_rate=objective.replace_rate,
             mask_prob=0.0,
             random_prob=1.0,
         )
-    smaller = generator_options(options, size, settings["generator_layers"])
+    smaller = generator_options(options, size, objective.generator_layers)
     return ReplacedTokenDetection(
         Discriminator(backbone(options)),
         **masking(pieces, objective.name),
-        mask_rate=rate,
-        mask_prob=settings["mask_prob"],
+        mask_rate=objective.replace_rate,
+        mask_prob=objective.mask_prob,
         random_prob=0.0,
         generator=language_model(config.model.name, smaller),
-        discriminator_weight=settings["discriminator_weight"],
+        discriminator_weight=objective.discriminator_weight,
     )
 
 
@@ -128,9 +127,10 @@ def generator_options(options: Any, size: float, layers: int = 0) -> Any:
 def rows(config: Reader, store: TokenStore, encoder: TokenEncoder) -> Dataset:
     """The dataset that the objective "mlm" reads, of a store with rows of `row_length`."""
     objective = config.objective
-    kind, short_rate = objective.sentence_pairs, objective.short_rate
-    if kind:
-        store = pairs.SentencePairs(store, encoder.tokenizer, kind, encoder.seq_len, short_rate)
+    if kind := objective.sentence_pairs:
+        store = pairs.SentencePairs(
+            store, encoder.tokenizer, kind, encoder.seq_len, objective.short_rate
+        )
     return StaticMasks(store, objective.static_masks) if objective.static_masks else store
 
 

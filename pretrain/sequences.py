@@ -77,9 +77,9 @@ def _span_lengths(config: Reader, seq_len: int) -> tuple[int, int, int]:
 
 def _held_out(config: Reader, options: Any) -> Any:
     """The model's options in evaluation."""
-    longest, clamp = config.objective.eval_mem_len, config.objective.eval_clamp_len
-    if not longest:
+    if not (longest := config.objective.eval_mem_len):
         return options
+    clamp = config.objective.eval_clamp_len
     return dataclasses.replace(options, mem_len=longest, clamp_len=clamp, same_length=True)
 
 

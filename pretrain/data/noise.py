@@ -105,11 +105,6 @@ class SpanCorruption:
         return span_lengths(self.seq_len, self.density, self.mean_span, self.packing)
 
     @property
-    def store_length(self) -> int:
-        """Tokens of text in a row."""
-        return self.lengths[0]
-
-    @property
     def target_length(self) -> int:
         return self.lengths[1]
 
@@ -117,7 +112,7 @@ class SpanCorruption:
         """``tokens``, ``targets``, and ``segment_ids`` and ``positions`` of both.
 
         Args:
-          rows: of a token store, ``[n, store_length]``.
+          rows: of a token store, ``[n, lengths[0]]``.
           keys: uint64 ``[n]``.
         """
         segment_ids = rows["segment_ids"]
@@ -176,11 +171,6 @@ class Infilling:
     mask_id: int
     pad_id: int
     sentence_ends: np.ndarray | None = None
-
-    @property
-    def store_length(self) -> int:
-        """Tokens of text in a row: no noise makes it longer."""
-        return self.seq_len
 
     def __call__(self, rows: Batch, keys: np.ndarray) -> Batch:
         """``tokens``, ``targets``, ``segment_ids`` and ``positions`` of both, and ``hidden``.

@@ -94,7 +94,10 @@ class ReplacedTokenDetection(MaskedLM):
     def metrics(self, params: dict, batch: Batch, **kwargs) -> Metrics:
         if self.generator is None:
             return super().metrics(params, batch, **kwargs)
-        batch, found = self.generate(params, batch, **kwargs)
+        apart = {  # dropout that the discriminator does not share
+            name: jax.random.fold_in(key, 1) for name, key in kwargs.get("rngs", {}).items()
+        }
+        batch, found = self.generate(params, batch, **kwargs | {"rngs": apart})
         return super().metrics(params, batch, **kwargs) | {
             "generator_loss": found["loss"],
             "masked_accuracy": found["masked_accuracy"],

@@ -58,7 +58,7 @@ PACKED = [(6, 12), (5, 30), (20, 90), (100, 200)]  # lengths of documents
 @functools.cache
 def corrupted(low, high):
     corrupt = spans_of()
-    rows = rows_of(200, corrupt.store_length, low, high)
+    rows = rows_of(200, corrupt.lengths[0], low, high)
     return rows, corrupt(rows, keys_of(200))
 
 
@@ -117,7 +117,7 @@ def test_lengths_are_those_of_t5():
 def test_one_document_a_row_fills_inputs_and_targets(seq_len, density, mean_span):
     """Nothing is cut, and no place is left."""
     corrupt = spans_of(seq_len, packing=False, density=density, mean_span=mean_span)
-    rows = rows_of(50, corrupt.store_length, 2000, 2000)
+    rows = rows_of(50, corrupt.lengths[0], 2000, 2000)
     batch = corrupt(rows, keys_of(50))
     assert (batch["segment_ids"] == 1).all() and (batch["target_segment_ids"] == 1).all()
     assert batch["targets"].shape[1] == corrupt.target_length
@@ -144,7 +144,7 @@ def test_spans_are_uniform_over_lengths_and_places():
 def test_noise_falls_on_documents_in_proportion():
     """A long and a short document of a row, many times."""
     corrupt = spans_of()
-    row = rows_of(1, corrupt.store_length, 99, 99)
+    row = rows_of(1, corrupt.lengths[0], 99, 99)
     row["segment_ids"][0, 50:] = 2
     row["positions"][0, 50:] -= 50
     row["tokens"][0, [49, 50]] = SEP, CLS
@@ -152,13 +152,13 @@ def test_noise_falls_on_documents_in_proportion():
     batch = corrupt(rows, keys_of(4000))
     masked = (batch["targets"] >= ORDINARY) & ~np.isin(batch["targets"], SENTINELS)
     share = (masked & (batch["target_segment_ids"] == 1)).sum() / masked.sum()
-    assert share == pytest.approx(48 / (48 + corrupt.store_length - 52), abs=0.01)
+    assert share == pytest.approx(48 / (48 + corrupt.lengths[0] - 52), abs=0.01)
 
 
 def test_rows_of_the_shortest_documents_are_cut_rather_than_overflow():
     """One token each: spans of one token make inputs no shorter than the text."""
     corrupt = spans_of()
-    rows = rows_of(20, corrupt.store_length, 3, 3)
+    rows = rows_of(20, corrupt.lengths[0], 3, 3)
     batch = corrupt(rows, keys_of(20))
     for row in range(20):
         targets = documents(batch, row, "targets", "target_")
@@ -174,7 +174,7 @@ def test_rows_of_the_shortest_documents_are_cut_rather_than_overflow():
 def test_a_row_depends_on_its_key_alone(make):
     """Not on the batch, nor on the process that makes it; held-out rows on their text alone."""
     corrupt = make()
-    rows, keys = rows_of(12, corrupt.store_length, 5, 40), keys_of(12)
+    rows, keys = rows_of(12, corrupt.seq_len, 5, 40), keys_of(12)
     whole = corrupt(rows, keys)
     some = np.array([7, 0, 11])
     part = corrupt({name: column[some] for name, column in rows.items()}, keys[some])

@@ -36,7 +36,7 @@ def objective(name, chunk_size=16):
 @functools.cache
 def batch_of(name):
     corrupt = spans_of(40) if name == "t5" else infilling_of(40)
-    return corrupt(rows_of(4, corrupt.store_length, 10, 25), keys_of(4))
+    return corrupt(rows_of(4, corrupt.seq_len, 10, 25), keys_of(4))
 
 
 @functools.cache
