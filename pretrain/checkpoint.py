@@ -104,6 +104,13 @@ class Checkpointer:
         self.wait()
         self._manager.close()
 
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or jax.process_count() == 1:  # else for whom to wait may be gone
+            self.close()
+
 
 def load_params(
     workdir: str | pathlib.Path,

@@ -52,6 +52,8 @@ def main(function: Callable[..., object], doc: str, positional: bool = False) ->
             if isinstance(error, BrokenPipeError):  # the reader has what it wanted, as in "| head"
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(1)
+            if not isinstance(error, SystemExit):
+                _end_others(1, error)
             raise
 
     sys.modules["__main__"].__doc__ = doc
@@ -72,7 +74,14 @@ def _interrupted() -> None:
 
 def _leave(message: str, code: int) -> None:
     print(message, file=sys.stderr, flush=True)
+    _end_others(code)
     sys.exit(code)
+
+
+def _end_others(code: int, error: BaseException | None = None) -> None:
+    """Does not return where this process is one of several; ``error``: what is yet to be told."""
+    if processes := sys.modules.get("pretrain.processes"):  # it imports JAX, which is slow
+        processes.leave(code, error)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

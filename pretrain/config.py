@@ -103,7 +103,16 @@ def base(model: str = "transformer", objective: str = "mlm", optimizer: str = "a
             best="",  # validation score whose best step is kept and reported; "": the last step
         )
     )
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, sequence=1))  # -1: all that is left
+    config.mesh = ConfigDict(  # devices along each axis, see docs/sharding.md
+        dict(
+            slices=1,  # groups that a slower network joins: of a TPU as many as its slices
+            data=-1,  # replicas in each of them; -1 (of one axis): all that is left
+            fsdp=1,  # rows and parameters
+            fsdp_y=1,  # the same over a second axis, for the other side of a TPU's torus
+            tensor=1,  # heads, feed-forward width, vocabulary
+            sequence=1,  # positions of a row
+        )
+    )
     _drop_unused(config)
     return config.lock()
 
@@ -386,9 +395,13 @@ def digest(config: ConfigDict) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """``"key: old there, new here"`` for the leaves in which two configs differ, or the first."""
+    """``"key: old there, new here"`` for the leaves in which two configs differ, or the first.
+
+    Where caches lie is no difference, and neither is the mesh: a run may go on on another one.
+    """
     a, b = flatten(old), flatten(new)
-    keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k) and k != "cache_dir")
+    keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+    keys = [key for key in keys if key != "cache_dir" and not key.startswith("mesh.")]
     told = [f"{k}: {a.get(k)!r} there, {b.get(k)!r} here" for k in keys[:SHOWN]]
     return told + ([f"and {len(keys) - SHOWN} more"] if len(keys) > SHOWN else [])
 

@@ -16,6 +16,7 @@ from pretrain.objectives.base import Objective
 from pretrain.tasks import LANGUAGE_MODELS, Split, Task
 
 Scores = dict[str, float]
+_real_tokens = jax.jit(state.real_tokens)
 
 
 def create(task: Task, split: str, mesh: Mesh, batch_size: int, batches: int = 0):
@@ -77,25 +78,21 @@ class Batches:
         self.objective, self.split = objective, split
         self._mesh, self._size = mesh, size
 
-    def __call__(self, params: dict) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
-        """Yields ``(batch of this process's rows, prediction for all rows)``."""
+    def __call__(self, params: dict) -> Iterator[tuple[dict[str, jax.Array], Any]]:
+        """Yields ``(batch, prediction for its rows)``, both of the rows of all processes."""
         predict = state.predict_fn(self.objective, self._mesh)
         memory = {}
         if self.objective.carries_memory:
             memory = state.initial_memory(self.objective, self._mesh, self._size, held_out=True)
-        batches = eval_batches(
-            self.split.dataset,
-            self._size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        rows = sharding.local_rows(self._mesh, self._size)
+        batches = eval_batches(self.split.dataset, self._size, rows=rows)
         for batch in batches:
             inputs = sharding.to_global(batch, self._mesh)
             if self.objective.carries_memory:
                 found, memory = predict(params, inputs | {"memory": memory})
             else:
                 found = predict(params, inputs)
-            yield batch, jax.device_get(found)
+            yield inputs, jax.device_get(found)
 
     def stacked(self, params: dict) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """All rows' columns and predictions ``[n, ...]``."""
@@ -114,13 +111,13 @@ class LanguageModelScores:
         totals, tokens = {}, 0
         for batch, sums in self._run(params):
             totals = metrics.add(totals, sums)
-            tokens += int((batch["segment_ids"][batch["weights"] > 0] > 0).sum())
+            tokens += int(_real_tokens(batch))
         scores = metrics.finalize(totals)
         if "perplexity" in self.names:
             scores["perplexity"] = metrics.perplexity(scores["loss"])
         if "bits_per_byte" in self.names:
             stats = self._run.split.dataset.stats  # of a sample: bytes in proportion to tokens
-            seen = tokens * jax.process_count() / stats.num_tokens
+            seen = tokens / stats.num_tokens
             nats, _ = totals["loss"]
             scores["bits_per_byte"] = metrics.bits_per_byte(nats, stats.num_bytes * seen)
         return scores

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pretrain import config as configs
-from pretrain import surgery, tasks
+from pretrain import processes, surgery, tasks
 from pretrain.checkpoint import load_params
 from pretrain.data import encoders
 from pretrain.errors import UserError
@@ -117,8 +117,9 @@ def inherit_params(
         rows=rows,
     )
     _check_labels(init_from, task.encoder.label_names, report)
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_text(workdir / REPORT, str(report))
+    if processes.first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_text(workdir / REPORT, str(report))
     print(report.summary(), flush=True)
     return params
 

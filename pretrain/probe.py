@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from pretrain import config as configs
 from pretrain import evaluators, optim, schedules, sharding, state, tasks
@@ -51,14 +51,14 @@ class Probe:
             seed=self._seed,
             start_step=0,
             num_steps=self._steps,
+            rows=sharding.local_rows(mesh, self._size),
         )
-        replicated = NamedSharding(mesh, PartitionSpec())
-        step_key = jax.device_put(step_key, replicated)
+        step_key = sharding.replicate(step_key, mesh)
         for step, batch in enumerate(batches):
             batch = sharding.to_global(batch, mesh)
             compiled = state.compile_train_step(objective, optimizer, mesh, 1, state.shapes(batch))
             now = np.float32(step / self._steps), np.float32(self._rate(step, 0.0))
-            live, _ = compiled.run(live, batch, step_key, *jax.device_put(now, replicated))
+            live, _ = compiled.run(live, batch, step_key, *sharding.replicate(now, mesh))
         return self._scores(live.scored)
 
 

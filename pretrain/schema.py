@@ -41,7 +41,8 @@ MODELS = {
         dropout=0.1,  # embeddings and sub-layer outputs
         attention_dropout=0.1,
         dtype="float32",  # of activations; parameters stay float32
-        remat="none",  # "none", "full", or a name in jax.checkpoint_policies
+        remat="none",  # what layers compute again going backward: "none"; "minimal": all but the
+        # products with weights; "full"; or a name of jax.checkpoint_policies
         unroll=1,  # layers unrolled in each iteration of the scan over layers
     ),
     "mobilebert": dict(
@@ -66,7 +67,8 @@ MODELS = {
         dropout=0.0,  # embeddings and what a layer adds to the full width
         attention_dropout=0.1,
         dtype="float32",  # of activations; parameters stay float32
-        remat="none",  # "none", "full", or a name in jax.checkpoint_policies
+        remat="none",  # what layers compute again going backward: "none"; "minimal": all but the
+        # products with weights; "full"; or a name of jax.checkpoint_policies
         unroll=1,  # layers unrolled in each iteration of the scan over layers
     ),
     "encoder_decoder": dict(
@@ -103,7 +105,8 @@ MODELS = {
         dropout=0.1,  # embeddings and sub-layer outputs
         attention_dropout=0.1,
         dtype="float32",  # of activations; parameters stay float32
-        remat="none",  # "none", "full", or a name in jax.checkpoint_policies
+        remat="none",  # what layers compute again going backward: "none"; "minimal": all but the
+        # products with weights; "full"; or a name of jax.checkpoint_policies
         unroll=1,  # layers unrolled in each iteration of the scan over layers
     ),
     "transformer_xl": dict(
@@ -132,7 +135,8 @@ MODELS = {
         dropout=0.1,  # embeddings, relative positions, sub-layers and their output
         attention_dropout=0.0,
         dtype="float32",  # of activations; parameters stay float32
-        remat="none",  # "none", "full", or a name in jax.checkpoint_policies
+        remat="none",  # what layers compute again going backward: "none"; "minimal": all but the
+        # products with weights; "full"; or a name of jax.checkpoint_policies
         unroll=1,  # layers unrolled in each iteration of the scan over layers
     ),
     "linear": dict(

@@ -12,9 +12,10 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pretrain import optim, sharding
+from pretrain import optim, processes, sharding
 from pretrain.objectives.base import Batch, Metrics, Objective
 from pretrain.trees import Names, dimension_names, merge
 
@@ -97,16 +98,15 @@ def _jitted_init(objective: Objective, optimizer, mesh: Mesh):
 
 def initial_memory(objective: Objective, mesh: Mesh, rows: int, held_out: bool = False) -> Any:
     """That of the objective, laid out as a batch is."""
-    memory = objective.initial_memory(rows, held_out)
-    return jax.device_put(memory, sharding.batch_sharding(mesh))
+    memory, layout = objective.initial_memory(rows, held_out), sharding.batch_sharding(mesh)
+    return jax.tree.map(lambda x: sharding.place(np.asarray(x), layout), memory)
 
 
 def sharded_init(
     objective: Objective, optimizer, mesh: Mesh, key: jax.Array, rows: int = 0
 ) -> TrainState:
     """The initial state, created in place on the mesh; ``rows`` as of `abstract`."""
-    with jax.set_mesh(mesh):
-        state = _jitted_init(objective, optimizer, mesh)(key)
+    state = processes.settled(_jitted_init(objective, optimizer, mesh)(key))
     if objective.carries_memory:
         state = state.replace(memory=initial_memory(objective, mesh, rows))
     return state
@@ -122,6 +122,16 @@ def _micro_batches(batch: Batch, count: int) -> Batch:
 def _whole_batch(micro_batches: Any) -> Any:
     """The inverse of `_micro_batches`."""
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), micro_batches)
+
+
+def real_tokens(batch: Batch) -> jax.Array:
+    """How many tokens (of linear models: features) a batch has, in rows that count: no padding."""
+    real = batch["segment_ids"] if "segment_ids" in batch else batch["features"]
+    in_row = (real > 0).reshape(len(real), -1).sum(axis=1)
+    if "weights" in batch:
+        counts = (batch["weights"] > 0).reshape(len(real), -1).any(axis=1)
+        in_row = jnp.where(counts, in_row, 0)
+    return in_row.sum()
 
 
 def train_step(
@@ -142,7 +152,7 @@ def train_step(
     of ``state.step``. ``progress`` is the fraction of the budget spent, ``lr`` the learning rate.
     Frozen parameters have no gradient. ``teacher``: the parameters of `Objective.init_teacher`.
     """
-    names = parameter_names(objective)
+    names, tokens = parameter_names(objective), real_tokens(batch)
     objective = objective.bind(teacher, progress)
     corrupt_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     if objective.carries_memory:
@@ -202,7 +212,7 @@ def train_step(
     norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
     one = jnp.ones(())
     metrics |= {name: (value, one) for name, value in scalars.items()}
-    metrics["grad_norm"] = (norm, one)
+    metrics |= {"grad_norm": (norm, one), "tokens": (tokens, one)}
     state = state.replace(step=state.step + 1, params=whole(trained), opt_state=opt_state)
     if objective.carries_memory:
         state = state.replace(memory=memory[0])
@@ -244,13 +254,13 @@ def compile_train_step(
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated)
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
     teacher = abstract_params(objective.init_teacher, mesh)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATION_RULES):
+    with jax.set_mesh(mesh):
         compiled = step.lower(state, batch, key, number, number, teacher).compile()
     memory = compiled.memory_analysis()
     memory_bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
     def run(state, batch, key, progress, lr, teacher=None):
-        return compiled(state, batch, key, progress, lr, teacher or {})
+        return processes.settled(compiled(state, batch, key, progress, lr, teacher or {}))
 
     return CompiledStep(run, memory_bytes, compiled)
 
@@ -264,8 +274,8 @@ def predict_fn(objective: Objective, mesh: Mesh):
     predict = jax.jit(objective.predict, out_shardings=layout)
 
     def run(params, batch):
-        with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATION_RULES):
-            return predict(params, batch)
+        with jax.set_mesh(mesh):
+            return processes.settled(predict(params, batch))
 
     return run
 

@@ -308,7 +308,10 @@ def main() -> None:
             start = "".join(f"  {key} {name}" for key, name in entry.run.parents.items())
             print(f"{entry.key[:8]}  {state:8}  {entry.run.name}{start}")
     else:
+        from pretrain import processes
+
         host.keep_freed_memory()
+        processes.refuse_several("pretrain.study")
         run_study(study, workdir, only=values.only, command=command_line())
 
 

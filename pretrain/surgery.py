@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from pretrain import sharding
 from pretrain.errors import UserError
 from pretrain.trees import Names, flatten
 
@@ -401,9 +402,9 @@ class _Graft:
         ]
         array = part.array
         if part.single or any(index is not None for index in indices):
-            before = np.asarray(initial).reshape(want)
-            array = _taken(np.asarray(array), indices, before).reshape(initial.shape)
-        array = jax.device_put(array.astype(initial.dtype), initial.sharding)
+            before = sharding.to_host(initial).reshape(want)
+            array = _taken(sharding.to_host(array), indices, before).reshape(initial.shape)
+        array = sharding.place(array.astype(initial.dtype), initial.sharding)
         sizes = (n if i is None else (i != FRESH).sum() for i, n in zip(indices, want, strict=True))
         return array, Loaded(path, sources, int(math.prod(sizes)), notes)
 

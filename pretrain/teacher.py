@@ -1,6 +1,7 @@
 """What a run with ``config.distill.teacher`` learns from: a finished run's model, frozen."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -10,13 +11,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pretrain import evaluators, sharding, state, tasks
+from pretrain import evaluators, processes, sharding, state, tasks
 from pretrain.checkpoint import load_params
 from pretrain.config import LANGUAGE_MODELS, Reader, distillation
 from pretrain.data import encoders, labels, sources
-from pretrain.data.cache import atomic_directory
+from pretrain.data.cache import atomic_directory, missing
 from pretrain.data.loader import Batch, Columns, Dataset
 from pretrain.errors import UserError
 from pretrain.models.families import FAMILIES
@@ -348,13 +349,19 @@ def _with_transfer(task: tasks.Task, config: Reader) -> tasks.Split:
 
 
 def _cached(where: pathlib.Path, content: list[Any], make: Any) -> dict[str, np.ndarray]:
-    """Arrays by name, memory-mapped: made now, or found where the same were made before."""
+    """Arrays by name, memory-mapped: made now, or found where the same were made before.
+
+    All processes make them together, also those that have them.
+    """
     digest = hashlib.sha256(json.dumps([FORMAT, *content], sort_keys=True).encode()).hexdigest()
     folder = where / "teachers" / digest[:32]
-    if not folder.is_dir():
-        with atomic_directory(folder) as building:
-            for name, array in make().items():
-                np.save(building / f"{name}.npy", array, allow_pickle=False)
+    if processes.any_of(not folder.is_dir()):
+        arrays = make()
+        with missing(folder) as to_do:
+            if to_do:
+                with atomic_directory(folder) as building:
+                    for name, array in arrays.items():
+                        np.save(building / f"{name}.npy", array, allow_pickle=False)
     return {file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))}
 
 
@@ -408,7 +415,7 @@ def _top_log_probs(split: tasks.Split, teacher: Teacher, config: Reader, mesh: M
     size = config.evals.batch_size
     sharding.check_batch("evals.batch_size", size, mesh)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
     def top(params, batch):
         hidden = teacher.objective.forward(params, batch)
         logits = teacher.objective.model.apply({"params": params}, hidden, method="logits")
@@ -420,7 +427,7 @@ def _top_log_probs(split: tasks.Split, teacher: Teacher, config: Reader, mesh: M
         shape = (len(rows), config.train.seq_len, k)
         log_probs, ids = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
         for start in range(0, len(rows), size):
-            indices = np.arange(start, start + size)
+            indices = start + sharding.local_rows(mesh, size)
             batch = sharding.to_global(rows[np.minimum(indices, len(rows) - 1)], mesh)
             found = jax.device_get(top(params, batch))
             stop = min(start + size, len(rows))

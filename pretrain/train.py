@@ -3,9 +3,12 @@ r"""Trains one model: config -> data -> mesh -> state -> loop.
     python -m pretrain.train --config=configs/bert.py:tiny --workdir=runs/bert-tiny
     python -m pretrain.train --config=configs/ner.py --config.init_from=runs/bert-tiny \
         --config.data.train=my.conll --workdir=runs/ner
+    python -m pretrain.train --config=configs/bert.py:tiny --workdir=/shared/bert-tiny \
+        --coordinator=host0:1234 --num_processes=2 --process_id=0  # and 1 on the other host
 
 Any key of the config can be set on the command line: --config.optimizer.lr=5e-4. The same command
-run again continues an interrupted run, exactly; a finished one is only reported.
+run again continues an interrupted run, exactly; a finished one is only reported. Slurm and TPU pods
+say by themselves how many processes there are.
 """
 
 import contextlib
@@ -21,15 +24,17 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pretrain import (
+    chips,
     cli,
     evaluators,
     host,
     optim,
     probe,
+    processes,
     record,
     schedules,
     sharding,
@@ -85,8 +90,8 @@ class Sigterm:
                 signal.raise_signal(signal.SIGTERM)
 
 
-def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """`UserError` if the workdir holds another run."""
+def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
+    """The result of the run if it has finished; `UserError` if the workdir holds another run."""
     file = workdir / CONFIG
     if not file.is_file():
         if any((workdir / name).exists() for name in (LAST, BEST, RESULT)):
@@ -99,6 +104,7 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
             f"--workdir: {workdir} holds a run with another config ({'; '.join(changed)}); "
             "expected a new workdir, or the same config to continue"
         )
+    return read_json(workdir / RESULT) if (workdir / RESULT).is_file() else None
 
 
 def check_data(workdir: pathlib.Path, data: dict[str, str]) -> None:
@@ -115,11 +121,13 @@ def check_data(workdir: pathlib.Path, data: dict[str, str]) -> None:
 
 
 def batch_rows(task: tasks.Task, config: configs.Reader, mesh: Mesh) -> int:
-    """Rows of a global batch, checked against the mesh.
+    """Rows of a global batch, they and their length checked against the mesh.
 
     A whole training set is filled up with rows that weigh nothing, to a multiple of 32 or, above
     512, one of eight sizes between powers of two: sets of about one size share a compiled step.
     """
+    small = config.model.name in configs.SMALL_MODELS
+    sharding.check_length("train.seq_len", 0 if small else task.encoder.seq_len, mesh)
     size, accumulate = config.train.batch_size, config.train.accumulate
     if size == 0:
         if hasattr(task.splits["train"].dataset, "prepare"):
@@ -137,27 +145,20 @@ def batch_rows(task: tasks.Task, config: configs.Reader, mesh: Mesh) -> int:
 
 def batches(
     task: tasks.Task, config: configs.Reader, mesh: Mesh, size: int, start: int
-) -> Iterator[tuple[dict[str, jax.Array], int]]:
-    """Global batches from step ``start`` on, each with its number of real tokens.
+) -> Iterator[dict[str, jax.Array]]:
+    """Global batches from step ``start`` on, of which each process reads what its devices hold.
 
-    For linear models these are non-zero features. ``train.batch_size`` 0 gives the whole training
-    set every time.
+    ``train.batch_size`` 0 gives the whole training set every time.
     """
     dataset = task.splits["train"].dataset
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-
-    def globally(batch: dict[str, np.ndarray]) -> tuple[dict[str, jax.Array], int]:
-        real = batch["segment_ids"] if "segment_ids" in batch else batch["features"]
-        return sharding.to_global(batch, mesh), int((real > 0).sum()) * jax.process_count()
-
+    rows = sharding.local_rows(mesh, size)
     if config.train.batch_size == 0:
-        whole = globally(next(eval_batches(dataset, size, **share)))
+        whole = sharding.to_global(next(eval_batches(dataset, size, rows=rows)), mesh)
         while True:
             yield whole
-    for batch in train_batches(
-        dataset, batch_size=size, seed=config.seed, start_step=start, num_steps=FOREVER, **share
-    ):
-        yield globally(batch)
+    order = {"seed": config.seed, "start_step": start, "num_steps": FOREVER}
+    for batch in train_batches(dataset, batch_size=size, rows=rows, **order):
+        yield sharding.to_global(batch, mesh)
 
 
 def start(
@@ -174,8 +175,8 @@ def start(
 
     ``rows``: of a global batch.
     """
-    if (workdir / LAST).is_dir():
-        with contextlib.closing(Checkpointer(workdir / LAST)) as last:
+    if processes.from_first((workdir / LAST).is_dir):
+        with Checkpointer(workdir / LAST) as last:
             if last.latest_step() is not None:
                 like = state.abstract(task.learner, optimizer, mesh, rows)
                 train_state, meta = last.restore(like)
@@ -189,21 +190,21 @@ def start(
 
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     """Runs or continues one training run; returns what it wrote to ``workdir/result.json``."""
-    if jax.process_count() > 1:
-        raise UserError(f"found {jax.process_count()} JAX processes; training expects one")
     workdir = pathlib.Path(workdir)
     config = resolve(config)
     configs.check(config)
-    check_workdir(workdir, config)
-    if (workdir / RESULT).is_file():
+    processes.check_same("config", configs.digest(config))
+    if (result := processes.from_first(lambda: check_workdir(workdir, config))) is not None:
         print(f"{workdir}: finished before, see {workdir / RESULT}", flush=True)
-        return read_json(workdir / RESULT)
+        return result
     host.reset_peak_rss()
 
     # Everything that bad input can break comes before the workdir is touched.
     read = configs.Reader(config)
     mesh = sharding.make_mesh(dict(read.mesh))
-    task, taught = teacher.attach(tasks.build(read), read, mesh)
+    task = tasks.build(read)
+    processes.check_same("data", task.fingerprints)
+    task, taught = teacher.attach(task, read, mesh)
     optimizer = optim.create(**read.optimizer)
     batch_size = batch_rows(task, read, mesh)
     num_rows = len(task.splits["train"].dataset)
@@ -229,17 +230,19 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     if best_metric:
         evaluators.check_metric(best_metric, scores_of["validation"])
     sharding.check_sharded(state.abstract(task.learner, optimizer, mesh).params, mesh)
-    check_data(workdir, task.fingerprints)
+    processes.check_shared(workdir)
+    processes.from_first(lambda: check_data(workdir, task.fingerprints))
     init_key, step_key = jax.random.split(jax.random.key(read.seed))
     operation = parse(**read.surgery)
     train_state, counters = start(
         task, optimizer, mesh, init_key, read.init_from, workdir, operation, batch_size
     )
     step = int(train_state.step)
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / CONFIG, config.to_dict())
-    write_json(workdir / DATA, task.fingerprints)
-    task.encoder.save(workdir)
+    if processes.first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / CONFIG, config.to_dict())
+        write_json(workdir / DATA, task.fingerprints)
+        task.encoder.save(workdir)
 
     last = Checkpointer(workdir / LAST, read.checkpoint.keep)
     best = Checkpointer(workdir / BEST) if best_metric else None
@@ -249,48 +252,51 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             counters.best_score, counters.best_step = math.nan, 0
     if step:
         print(f"continuing {workdir} at step {step}", flush=True)
+    step_flops = rows_per_step * task.row_flops
+    peak = chips.peak(mesh.devices.flat)
     about = record.describe(task, state.count_params(model_params(train_state.params)), read)
     feed = batches(task, read, mesh, batch_size, step)
-    batch, tokens = next(feed)
+    batch = next(feed)
     compiling = time.perf_counter()
     compiled = state.compile_train_step(
         task.learner, optimizer, mesh, read.train.accumulate, state.shapes(batch)
     )
     compile_seconds = time.perf_counter() - compiling  # next to none where another run did it
+    processes.wait("step")
     for name in read.unread():
         logger.warning("config.%s is set but nothing reads it", name)
 
-    replicated = NamedSharding(mesh, PartitionSpec())
-    step_key = jax.device_put(step_key, replicated)
+    step_key = sharding.replicate(step_key, mesh)
     evaluation_due = Periodic(evaluate_every, step, counters.seconds)
     save_due = Periodic(save_every, step, counters.seconds)
     probe_due = {n: Periodic(e, step, counters.seconds) for n, e in probe_every.items()}
     progress = 1.0 if counters.converged else budget.progress(step, counters.seconds)
-    scores, probed = {}, {}
+    scores, probed, tells = {}, {}, processes.first()
+    agreement = processes.Agreement()
     with (
-        contextlib.closing(last),
-        contextlib.closing(best) if best is not None else contextlib.nullcontext(),
-        Monitor(workdir, counters, budget, log_every, step) as monitor,
+        last,
+        best if best is not None else contextlib.nullcontext(),
+        Monitor(workdir, counters, budget, log_every, step, step_flops, peak, tells) as monitor,
         Sigterm() as sigterm,
     ):
         while progress < 1.0:
             Interrupt.check()
             started = time.perf_counter()
             now = np.float32([progress, rate(step, counters.seconds)])
-            spent, lr = jax.device_put(tuple(now), replicated)
+            spent, lr = sharding.replicate(tuple(now), mesh)
             train_state, metrics = compiled.run(train_state, batch, step_key, spent, lr, taught)
             step += 1
-            counters.tokens += tokens
             counters.examples += rows_per_step
             # The device is busy with this step while the host reads the metrics of the one before
             # and prepares the batch of the next.
             monitor.stepped(step, metrics)
-            batch, tokens = next(feed)
+            batch = next(feed)
             progress = budget.progress(step, counters.seconds)
             evaluate = evaluation_due.due(step, counters.seconds)
-            if evaluate or progress == 1.0 or sigterm.came:
+            if evaluate or progress == 1.0:
                 monitor.flush()
-            counters.seconds += time.perf_counter() - started
+            stop, seconds = agreement(sigterm.came, time.perf_counter() - started)
+            counters.seconds += seconds
             if counters.converged:
                 progress = 1.0
 
@@ -307,7 +313,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                 if probe_due[name].due(step, counters.seconds) or progress == 1.0:
                     probed[name] = fine_tuned(train_state.scored)
                     monitor.evaluated(step, probed[name], f"probe/{name}")
-            stopped = sigterm.came and progress < 1.0
+            stopped = stop and progress < 1.0
             if save_due.due(step, counters.seconds) or progress == 1.0 or stopped:
                 monitor.flush()
                 if best is not None:
@@ -331,13 +337,15 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             monitor.finished(step, split, chosen, scores[split])
         for name in probes.keys() - probed.keys():
             probed[name] = probes[name](params)
+        flops = counters.evaluations * step_flops
         result = about | {
             "train": {
                 "steps": step,
                 "tokens": int(counters.tokens),
                 "examples": int(counters.examples),
-                "flops": counters.evaluations * rows_per_step * task.row_flops,
+                "flops": flops,
                 "seconds": counters.seconds,
+                "mfu": flops / (counters.seconds * peak) if peak else None,
                 "compile_seconds": compile_seconds,
                 "step_memory_bytes": compiled.memory_bytes,
                 "peak_rss_bytes": host.peak_rss_bytes(),
@@ -350,19 +358,23 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             "config_hash": configs.digest(config),
         }
         last.wait()  # a result says that all is on disk
-        write_json(workdir / RESULT, result)
-    return read_json(workdir / RESULT)
+        if processes.first():
+            write_json(workdir / RESULT, result)
+    return processes.from_first(lambda: read_json(workdir / RESULT))
 
 
 def main() -> None:
     if "runs" in flags.FLAGS.config:
         raise UserError("--config: this is a study; run it with python -m pretrain.study")
     host.keep_freed_memory()
+    processes.join(**{name: flags.FLAGS[name].value for name in processes.FLAGS})
     train(flags.FLAGS.config, flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":
     cli.define_config_flags()
-    flags.adopt_module_key_flags(cli)  # so that --help shows them
+    processes.define_flags()
+    for module in (cli, processes):
+        flags.adopt_module_key_flags(module)  # so that --help shows them
     flags.mark_flags_as_required(["config", "workdir"])
     cli.main(main, __doc__)

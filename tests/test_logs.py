@@ -47,7 +47,8 @@ def test_plain_lines_come_now_and_then(capsys, monkeypatch):
 
 
 def metrics(loss, **others):
-    return {name: (jnp.float32(v), jnp.ones(())) for name, v in {"loss": loss, **others}.items()}
+    values = {"loss": loss, "tokens": 100.0, **others}
+    return {name: (jnp.float32(v), jnp.ones(())) for name, v in values.items()}
 
 
 def monitor(folder, counters, log_every=1, step=0):
@@ -59,7 +60,6 @@ def test_each_record_has_the_tokens_of_its_own_step(tmp_path):
     counters = Counters()
     with monitor(tmp_path, counters, log_every=2) as running:
         for step in range(1, 6):
-            counters.tokens += 100
             running.stepped(step, metrics(10.0 - step))
         running.evaluated(5, {"loss": 4.0, "f1/PER": 0.5})
     records = [
@@ -72,6 +72,26 @@ def test_each_record_has_the_tokens_of_its_own_step(tmp_path):
         {"step": 5, "validation/loss": 4.0, "validation/f1/PER": 0.5, "train/tokens": 500},
     ]
     assert counters.loss == 5.0 and json.dumps(records)
+
+
+def test_utilization_is_that_of_the_time_since_the_last_record(tmp_path, monkeypatch):
+    """Steps of 3 TFLOP in 2 s, on devices that do 10 TFLOP/s together; evaluation aside."""
+    now = [100.0]
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now[0])
+    counters = Counters()
+    with Monitor(tmp_path, counters, Budget(10), Budget(2), 0, 3e12, 1e13) as running:
+        for step in range(1, 6):
+            now[0] += 2.0
+            running.stepped(step, metrics(1.0))
+            if step == 3:
+                running.flush()
+                now[0] += 50.0
+                running.evaluated(3, {"loss": 4.0})
+    records = read_jsonl(tmp_path / "metrics.jsonl")
+    found = {r["step"]: r["train/mfu"] for r in records if "train/mfu" in r}
+    # Step n is read when n + 1 has been dispatched. Step 2: 6 TFLOP in 6 s; step 4, after the
+    # evaluation: 3 TFLOP in 4 s.
+    assert found == {2: pytest.approx(0.1), 4: pytest.approx(3 / 40)}
 
 
 def test_scores_that_are_no_numbers_are_null(tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from configs import bert, electra, roberta
+from pretrain import blank, masked, tasks
 from pretrain import config as configs
-from pretrain import masked, tasks
 from pretrain.data.pairs import SentencePairs
 from pretrain.data.static_masks import StaticMasks
 from pretrain.errors import UserError
@@ -15,10 +15,10 @@ from tests import small_runs
 from tools import params as tool
 
 
-def blank(config, **changes):
+def objective_of(config, **changes):
     for key, value in changes.items():
         configs.set_key(config, key.replace("__", "."), value)
-    return tool.blank_objective(config)
+    return blank.objective(config)
 
 
 @pytest.mark.parametrize(
@@ -30,10 +30,10 @@ def test_pairs_have_the_parameters_of_the_published_model(arg, published):
 
 
 def test_the_argument_chooses_how_rows_are_masked():
-    plain, whole = blank(bert.get_config("tiny")), blank(bert.get_config("tiny,wwm"))
+    plain, whole = objective_of(bert.get_config("tiny")), objective_of(bert.get_config("tiny,wwm"))
     assert type(plain) is type(whole) is MaskedLM
     assert plain.word_start == b"" != whole.word_start
-    assert isinstance(blank(bert.get_config("tiny,sop")), SentencePairLM)
+    assert isinstance(objective_of(bert.get_config("tiny,sop")), SentencePairLM)
     with pytest.raises(UserError, match="config argument: found 'nsp' with 'sop'"):
         bert.get_config("tiny,nsp,sop")
 
@@ -72,7 +72,7 @@ def test_rows_are_those_of_the_objective(small_data):
 def test_bad_choices_are_clear_errors(family, changes, said):
     config = family.get_config("tiny,nsp" if family is bert else None)
     with pytest.raises(UserError, match=said):
-        blank(config, **changes)
+        objective_of(config, **changes)
         configs.check(config)
 
 

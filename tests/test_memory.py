@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import transformer_xl
-from pretrain import evaluators, schema, sharding, state, tasks
+from pretrain import blank, evaluators, schema, sharding, state, tasks
 from pretrain import train as training
 from pretrain.checkpoint import Checkpointer
 from pretrain.data.loader import Columns, train_batches
@@ -19,7 +19,6 @@ from pretrain.models.families import language_model
 from pretrain.models.transformer_xl import TransformerXLConfig
 from pretrain.objectives.recurrent import RecurrentLM
 from tests import small_runs, tiny
-from tools import params as tool
 
 ROWS, LENGTH, BATCH = 48, 12, 8
 OPTIONS = TransformerXLConfig(
@@ -218,7 +217,7 @@ def test_evaluation_has_a_memory_of_its_own():
 
 
 def test_shipped_configs_make_it():
-    made = tool.blank_objective(transformer_xl.get_config("wt103-base"))
+    made = blank.objective(transformer_xl.get_config("wt103-base"))
     options, held_out = made.model.trunk.config, made.held_out.trunk.config
     assert (options.mem_len, options.same_length) == (150, False)
     assert (held_out.mem_len, held_out.clamp_len, held_out.same_length) == (640, 400, True)

@@ -142,12 +142,14 @@ def test_pretraining_that_was_killed_and_terminated(pretraining, pretrained, fol
     assert_same(workdir, pretrained)
 
 
-def test_fine_tuning_that_was_killed_keeps_its_best_step(pretrained, folder, small_data):
-    """Killed while the best step so far is being written; also its average and what is frozen."""
+def test_fine_tuning_that_was_killed_keeps_its_best_step(pretrained, folder, small_data, small_run):
+    """Killed while the best step so far is written; with an average, a teacher, frozen parts."""
     program = Program(
         small_data,
         "classify",
         init_from=pretrained,
+        distill__teacher=small_run("linear", "lr"),
+        distill__logits=0.5,
         train__budget="60 steps",
         train__batch_size=16,
         objective__pool="mean",
@@ -157,7 +159,8 @@ def test_fine_tuning_that_was_killed_keeps_its_best_step(pretrained, folder, sma
         checkpoint__every="8 steps",
     )
     whole, workdir = folder / "tuned", folder / "disturbed-tuned"
-    assert program(whole)[0] == 0
+    code, out = program(whole)
+    assert code == 0, out
     before, after = (load_params(run, tiny.mesh())[0]["trunk"] for run in (pretrained, whole))
     for name, same in (("position", True), ("word", False)):
         old, new = (jax.device_get(tree[name]["embedding"]) for tree in (before, after))

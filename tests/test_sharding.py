@@ -1,5 +1,6 @@
 """Meshes, and where the rules put dimensions."""
 
+import dataclasses
 import logging
 
 import flax.linen as nn
@@ -16,9 +17,13 @@ from tests import tiny
 
 
 def test_mesh_gives_one_axis_what_is_left():
-    sizes = {"data": -1, "fsdp": 2, "tensor": 2, "sequence": 1}
+    sizes = dict.fromkeys(sharding.AXES, 1) | {"data": -1, "fsdp": 2, "tensor": 2}
     mesh = sharding.make_mesh(sizes)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
+    assert {axis: size for axis, size in mesh.shape.items() if size > 1} == {
+        "data": 2,
+        "fsdp": 2,
+        "tensor": 2,
+    }
     assert mesh.size == 8
 
 
@@ -37,7 +42,7 @@ def test_mesh_gives_one_axis_what_is_left():
 )
 def test_meshes_that_do_not_fit_are_refused(sizes):
     sizes = dict.fromkeys(sharding.AXES, 1) | sizes
-    with pytest.raises(UserError, match=r"config\.mesh: found \{'data'"):
+    with pytest.raises(UserError, match=r"config\.mesh: found \{'slices'"):
         sharding.make_mesh(sizes)
 
 
@@ -53,9 +58,16 @@ def test_meshes_that_do_not_fit_are_refused(sizes):
         ((16, 2, 8), ("embed", "heads", "kv"), {"tensor": 2}, P(None, "tensor", None)),
         ((3,), ("classes",), {"fsdp": 4}, P(None)),
         ((8, 8), (None, "embed"), {"fsdp": 4}, P(None, "fsdp")),
+        ((16, 32), ("embed", "mlp"), {"fsdp": 4, "fsdp_y": 2}, P(("fsdp", "fsdp_y"), None)),
+        ((12, 32), ("embed", "mlp"), {"fsdp": 4, "fsdp_y": 2}, P("fsdp", None)),
+        ((6, 32), ("embed", "mlp"), {"fsdp": 4, "fsdp_y": 2}, P("fsdp_y", None)),
+        ((12, 16), ("vocab", "embed"), {"fsdp": 4, "fsdp_y": 2}, P("fsdp", "fsdp_y")),
+        ((16, 3), ("features", "classes"), {"fsdp": 4, "tensor": 2}, P(("fsdp", "tensor"), None)),
+        ((8, 6, 4), ("batch", "length", "embed"), {"data": 2, "fsdp": 2, "sequence": 2},
+         P(("data", "fsdp"), "sequence", None)),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_dimensions_take_the_first_axis_that_divides_them(shape, names, sizes, spec):
     assert sharding.partition(shape, names, tiny.mesh(**sizes)) == spec
 
@@ -72,7 +84,7 @@ def test_a_dimension_that_its_first_axis_does_not_divide_says_so_once(caplog):
             sharding.partition((9, 12), ("features", None), tiny.mesh(tensor=3, fsdp=2))
     assert [r.getMessage() for r in caplog.records] == [
         "heads of size 3 does not divide over tensor=2: left whole",
-        "features of size 9 does not divide over fsdp=2: split over tensor instead",
+        "features of size 9 does not divide over fsdp=2 x tensor=3: split over tensor instead",
     ]
 
 
@@ -120,6 +132,69 @@ def test_a_model_that_stays_whole_is_refused():
     assert "the largest: trunk/word/embedding (63, 28), trunk/layers/attention/" in str(e.value)
     mesh = tiny.mesh(data=8)
     sharding.check_sharded(state.abstract(objective, tiny.adamw(), mesh).params, mesh)
+
+
+def test_a_tensor_axis_that_splits_nothing_is_refused():
+    """Seven heads, a feed-forward block of 35, 63 pieces and positions: none is even."""
+    odd = dict(vocab_size=63, num_heads=7, hidden_size=28, ffn_size=35, max_positions=63)
+    objective = tiny.mlm(**odd, head_transform=False)
+    params = state.abstract(objective, tiny.adamw(), tiny.mesh(fsdp=4, tensor=2)).params
+    with pytest.raises(UserError, match=r"config\.mesh\.tensor: found 2, which divides no heads"):
+        sharding.check_sharded(params, tiny.mesh(fsdp=4, tensor=2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What the mesh asks of a device: here two slices of a TPU, 4 x 4 chips each."""
+
+    id: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+
+    @property
+    def slice_index(self):
+        return self.id // 16
+
+    @property
+    def process_index(self):
+        return self.id // 8
+
+    @property
+    def coords(self):
+        return self.id % 4, self.id % 16 // 4, 0
+
+
+def test_axes_follow_slices_and_the_sides_of_the_torus():
+    chips = [Chip(i) for i in range(32)]
+    sizes = dict.fromkeys(sharding.AXES, 1) | {"slices": 2, "fsdp": 4, "fsdp_y": 4}
+    array = sharding.make_mesh(sizes, chips[::-1]).devices.reshape(2, 4, 4)
+    for number, members in enumerate(array):
+        assert {chip.slice_index for chip in members.flat} == {number}
+        rows, columns = ([{c.coords[side] for c in line} for line in members] for side in (0, 1))
+        assert {len(line) for line in rows} | {len(line) for line in columns} == {1, 4}
+    for wrong in ({"data": 32}, {"slices": 4, "fsdp": 8}):
+        with pytest.raises(UserError, match=r"config\.mesh\.slices: found \d, expected 2"):
+            sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | wrong, chips)
+
+
+def test_meshes_in_words():
+    sizes = sharding.parse_mesh("fsdp:4,tensor:2")
+    assert {k: v for k, v in sizes.items() if v > 1} == {"fsdp": 4, "tensor": 2}
+    assert sharding.abstract_mesh(sizes).size == 8
+    for text in ("fsdp", "fsdp:0", "fsdp:-1", "fdsp:2", "fsdp=2"):
+        with pytest.raises(UserError, match=f"--mesh: found '{text}' in '{text}', expected AXIS"):
+            sharding.parse_mesh(text)
+
+
+def test_positions_divide_over_sequence():
+    mesh = tiny.mesh(sequence=4)
+    sharding.check_length("train.seq_len", 24, mesh)
+    with pytest.raises(UserError, match=r"config\.train\.seq_len: rows of 26 positions"):
+        sharding.check_length("train.seq_len", 26, mesh)
+    with pytest.raises(UserError, match=r"config\.mesh\.sequence: found 4 with a model that"):
+        sharding.check_length("train.seq_len", 0, mesh)
+    sharding.check_length("train.seq_len", 0, tiny.mesh(data=8))
 
 
 def test_batches_divide_over_devices_and_micro_batches():

@@ -23,7 +23,6 @@ CASES = {
     # Without biases: a key's has no gradient but noise, and Lion's sign would make steps of it.
     "causal": (tiny.causal(chunk_size=7, **PLAIN), tiny.lm_batch()),
     "classify": (tiny.classification(), tiny.task_batch()),
-    "tag": (tiny.tagging(), tiny.tag_batch()),
 }
 OPTIONS = {  # of every optimizer but L-BFGS
     "adamw": {},
@@ -126,7 +125,6 @@ def assert_close(got, want):
         # Its dropout and masks are the same on every mesh; accumulation draws by micro-batch.
         ("mlm", {"data": 2, "fsdp": 2, "tensor": 2}, 1),
         ("causal", {"fsdp": 2, "tensor": 2, "sequence": 2}, 4),
-        ("tag", {"fsdp": 2}, 1),
     ],
     ids=str,
 )

@@ -168,7 +168,7 @@ JSON = {"data.text": "text", "data.label": "label"}
         (
             "bert",
             {"model.remat": "some"},
-            r"model\.remat: found 'some', expected one of none, full",
+            r"model\.remat: found 'some', expected one of none, dots",
         ),
         ("bert", {"model.causal": True}, r"model\.causal: found True with objective\.name 'mlm'"),
         ("bert", {"train.seq_len": 2}, r"train\.seq_len: 2 is too short"),

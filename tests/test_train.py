@@ -136,6 +136,35 @@ def test_fine_tuning_starts_from_the_pretrained_parameters(mlm, small_data, tmp_
     assert counters.examples == 0 and int(got.step) == 0
 
 
+def test_a_run_goes_on_on_another_mesh(mlm, small_data, tmp_path, monkeypatch):
+    """Begun on one, ended on two others: as the run that was on data x 8 all the time."""
+    save, workdir = Checkpointer.save, tmp_path / "run"
+
+    def save_and_stop(self, train_state, *rest):
+        save(self, train_state, *rest)
+        self.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpointer, "save", save_and_stop)
+    meshes = (
+        {"data": 1, "fsdp": 4, "tensor": 2},
+        {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2},
+    )
+    for mesh in meshes:
+        changes = {f"mesh__{axis}": size for axis, size in mesh.items()}
+        config = small_runs.config("bert", small_data, SEQ, checkpoint__every="5 steps", **changes)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config, workdir)
+    monkeypatch.undo()
+    assert [p.name for p in (workdir / LAST).iterdir()] == ["10"]
+    config = small_runs.config("bert", small_data, SEQ, checkpoint__every="5 steps")
+    train.train(config, workdir)
+    assert read_json(workdir / "config.json") == config.to_dict()
+    (got, step), (want, last) = params_of(workdir), params_of(mlm)
+    assert step == last == 12
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), got, want)
+
+
 def test_the_best_step_by_validation_is_what_a_run_stands_for(small_data, tmp_path, monkeypatch):
     """With held-out losses that are lowest at the second of four evaluations."""
     losses = iter([5.0, 3.0, 4.0, 3.5, 3.0])

@@ -14,7 +14,6 @@ and the longest row. `FLOPs` are the matrix products of a training step, forward
 one token of a full row of `train.seq_len`.
 """
 
-import dataclasses
 import importlib
 import json
 import math
@@ -24,12 +23,10 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pretrain import cli, state, tasks
-from pretrain import config as configs
+from pretrain import blank, cli, state
 from pretrain.errors import UserError
 
 _ALL = flags.DEFINE_bool("all", False, "Every variant of every file in configs/.")
@@ -39,31 +36,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "configs"
-LABELS = ("0", "1")
 COLUMNS = ("total", "embedding", "non_embedding", "MFLOPs/token", "seq_len")
-
-
-@dataclasses.dataclass(frozen=True)
-class Pieces:
-    """The part of a tokenizer that models need."""
-
-    vocab_size: int
-    pad_id: int = 0
-    mask_id: int = 4
-    special_ids: tuple[int, ...] = (0, 1, 2, 3, 4)
-    pieces: tuple[str, ...] = ()
-
-    @property
-    def word_start(self) -> np.ndarray:
-        return np.ones(self.vocab_size, bool)
-
-
-class Blank(NamedTuple):
-    """The part of an encoder that models need, where there are no data."""
-
-    tokenizer: Pieces | None
-    seq_len: int
-    label_names: tuple[str, ...]
 
 
 class Leaf(NamedTuple):
@@ -77,17 +50,6 @@ class Leaf(NamedTuple):
     @property
     def size(self) -> int:
         return math.prod(self.shape)
-
-
-def blank_objective(config: ConfigDict) -> Any:
-    """The model of ``config`` with its loss, without data."""
-    labelled = config.objective.name not in configs.LANGUAGE_MODELS
-    pieces = None
-    if "tokenizer" in config:
-        wanted = config.tokenizer.vocab_size
-        pieces = Pieces(min(wanted, config.model.vocab_size or wanted))
-    blank = Blank(pieces, config.train.get("seq_len", 1), LABELS if labelled else ())
-    return tasks.make_objective(configs.Reader(config), blank)
 
 
 def leaves(objective: Any) -> list[Leaf]:
@@ -105,7 +67,7 @@ def leaves(objective: Any) -> list[Leaf]:
 
 def describe(config: ConfigDict) -> dict[str, Any]:
     """Counts of a config's model, and its arrays by module."""
-    objective = blank_objective(config)
+    objective = blank.objective(config)
     seq_len = config.train.get("seq_len", 1)
     found = leaves(objective)
     total = sum(leaf.size for leaf in found)

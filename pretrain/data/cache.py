@@ -1,6 +1,7 @@
 """Where derived data lie on disk, and how they get there whole or not at all."""
 
 import contextlib
+import fcntl
 import glob
 import json
 import os
@@ -47,6 +48,28 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def missing(path: Path) -> Iterator[bool]:
+    """Whether the folder `path` is not there: then the block makes it, and others wait meanwhile.
+
+    Others are processes on this machine, and on all that share the disk if it knows locks; without
+    locks several make the same, one of which stays (`atomic_directory`). A lock ends with its
+    process.
+    """
+    if path.is_dir():
+        yield False
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield not path.is_dir()
+        finally:
+            lock.unlink(missing_ok=True)  # whoever waits has it open
 
 
 def _last_change(folder: Path) -> float:

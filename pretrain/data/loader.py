@@ -57,18 +57,16 @@ def train_batches(
     seed: int,
     start_step: int,
     num_steps: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Batches of steps `start_step` ... `num_steps` - 1, in the order of `order.batch_indices`.
 
     Of a stream in that of `order.stream_indices`.
     Batch `step` depends on (seed, step) alone, so that resuming is only a larger `start_step`.
-    `batch_size` counts rows over all processes; each process gets its contiguous share, and the
-    shares in the order of the processes are the batch.
+    `batch_size` counts rows over all processes; `rows` are those of every batch that this one
+    reads, by default all.
     """
-    share = _process_share("train.batch_size", batch_size, process_index, process_count)
-
+    share = _share("train.batch_size", batch_size, rows)
     in_order = order.stream_indices if is_stream(dataset) else order.batch_indices
 
     def make_batch(step: int) -> Batch:
@@ -82,16 +80,16 @@ def train_batches(
 
 
 def eval_batches(
-    dataset: Dataset, batch_size: int, *, process_index: int = 0, process_count: int = 1
+    dataset: Dataset, batch_size: int, *, rows: np.ndarray | None = None
 ) -> Iterator[Batch]:
     """Every row once, in order, in batches of one shape, with ``weights [n, ...]`` float32.
 
     The last batch is filled up with copies of row 0 that weigh 0; other rows keep the weight
-    that the dataset gives them, or 1. Processes share each batch as in `train_batches`.
+    that the dataset gives them, or 1. `rows` as of `train_batches`.
 
     Of a stream each row of a batch continues that of the batch before; rows at its end are copies.
     """
-    share = _process_share("evals.batch_size", batch_size, process_index, process_count)
+    share = _share("evals.batch_size", batch_size, rows)
 
     def make_batch(step: int) -> Batch:
         if is_stream(dataset):
@@ -113,14 +111,10 @@ def is_stream(dataset: Dataset) -> bool:
     return getattr(dataset, "stream", False)
 
 
-def _process_share(key: str, batch_size: int, process_index: int, process_count: int) -> slice:
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"{key}: {batch_size} does not divide over {process_count} process(es); "
-            f"expected a positive multiple of {process_count}"
-        )
-    rows = batch_size // process_count
-    return slice(process_index * rows, (process_index + 1) * rows)
+def _share(key: str, batch_size: int, rows: np.ndarray | None) -> slice | np.ndarray:
+    if batch_size < 1:
+        raise UserError(f"{key}: found {batch_size} rows, expected at least 1")
+    return slice(None) if rows is None else rows
 
 
 class _Batches:

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pretrain.models.layers import Dense, Embed
+from pretrain.models.layers import Dense, Embed, product
 
 
 class Projection(nn.Module):
@@ -54,18 +54,18 @@ class AdaptiveEmbed(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         cfg = self.config
         scale = cfg.hidden_size**0.5
-        total = jnp.zeros((ids.size, cfg.hidden_size), cfg.dtype)
+        total = jnp.zeros((*ids.shape, cfg.hidden_size), cfg.dtype)
         last = len(self.table) - 1
         for index, table in enumerate(self.table):
             low, high = cfg.bounds[index], cfg.bounds[index + 1]
             # The ends are open: ids below and above the vocabulary reach a table, whose they are
             # not, so that `Embed` refuses them.
             inside = ((ids >= low) | (index == 0)) & ((ids < high) | (index == last))
-            flat = table(jnp.where(inside, ids - low, 0)).reshape(ids.size, -1)
+            found = table(jnp.where(inside, ids - low, 0))
             if cfg.projected:
-                flat = flat @ self.projection[index].kernel.astype(cfg.dtype)
-            total = jnp.where(inside.reshape(-1, 1), flat, total)
-        return (total * scale).reshape(*ids.shape, cfg.hidden_size)
+                found = product(found, self.projection[index].kernel.astype(cfg.dtype))
+            total = jnp.where(inside[..., None], found, total)
+        return total * scale
 
     def weights(self) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
         """Tables ``[rows, width]`` and projections ``[width, D]``, none where there are none."""
@@ -110,23 +110,18 @@ class AdaptiveSoftmax(nn.Module):
             Output(rows, width, cfg.tied, cfg.init_std, name=f"output_{index}")
             for index, (rows, width) in enumerate(cfg.tables)
         ]
-        flat = hidden.reshape(-1, hidden.shape[-1]).astype(cfg.dtype)
+        hidden = hidden.astype(cfg.dtype)
         parts, columns = [], None
         for cluster in range(cfg.num_clusters):
             index = min(cluster, len(tables) - 1)
             start = cfg.bounds[cluster]
             rows = slice(0, None) if len(tables) > 1 else slice(start, cfg.bounds[cluster + 1])
-            inner = flat
+            inner = hidden
             if cfg.projected:
-                inner = self._project(flat, cluster, projections[index])
+                inner = self._project(hidden, cluster, projections[index])
             kernel = tables[index].T if cfg.tied else outputs[index].kernel
-            logits = jax.lax.dot_general(
-                inner,
-                kernel[:, rows].astype(cfg.dtype),
-                (((1,), (0,)), ((), ())),
-                preferred_element_type=jnp.float32,
-            )
-            logits = logits + outputs[index].bias[None, rows]
+            logits = product(inner, kernel[:, rows].astype(cfg.dtype), dtype="float32")
+            logits = logits + outputs[index].bias[rows].reshape((1,) * (logits.ndim - 1) + (-1,))
             if cluster == 0 and cfg.num_clusters > 1:
                 others = Dense(
                     ("embed",), (cfg.num_clusters - 1,), ("classes",), init_std=cfg.init_std,
@@ -135,22 +130,22 @@ class AdaptiveSoftmax(nn.Module):
                 logits = jnp.concatenate([logits, others.astype(jnp.float32)], axis=-1)
             log_probs = nn.log_softmax(logits)
             if cluster == 0:
-                columns = log_probs[:, cfg.bounds[1] :]
-                log_probs = log_probs[:, : cfg.bounds[1]]
+                columns = log_probs[..., cfg.bounds[1] :]
+                log_probs = log_probs[..., : cfg.bounds[1]]
             else:
-                log_probs = log_probs + columns[:, cluster - 1, None]
+                log_probs = log_probs + columns[..., cluster - 1, None]
             parts.append(log_probs)
-        return jnp.concatenate(parts, axis=-1).reshape(*hidden.shape[:-1], cfg.vocab_size)
+        return jnp.concatenate(parts, axis=-1)
 
-    def _project(self, flat: jax.Array, cluster: int, projection: jax.Array) -> jax.Array:
-        """``[N, D] -> [N, width]``: through the embedding's projection or one of its own."""
+    def _project(self, hidden: jax.Array, cluster: int, projection: jax.Array) -> jax.Array:
+        """``[..., D] -> [..., width]``: through the embedding's projection or one of its own."""
         cfg = self.config
         if cfg.tied_projections == "all" or (cluster and cfg.tied_projections == "all_but_first"):
-            return flat @ projection.astype(cfg.dtype).T
+            return product(hidden, projection.astype(cfg.dtype), transposed=True)
         return Dense(
             ("embed",), (projection.shape[0],), ("embed_out",), use_bias=False,
             init_std=cfg.projection_init_std, dtype=cfg.dtype, name=f"projection_{cluster}",
-        )(flat)  # fmt: skip
+        )(hidden)  # fmt: skip
 
     def forward_flops(self) -> int:
         """Of one position, all clusters computed."""

@@ -28,6 +28,7 @@ from pretrain.models.options import (
     check_least,
     check_position_offset,
 )
+from pretrain.sharding import constrain
 
 CHOICES = transformer.CHOICES | {
     "position": ("learned", "relative"),
@@ -274,7 +275,7 @@ class Block(nn.Module):
                 x, "cross_attention", lambda y: cross(y, memory, memory_mask, None, deterministic)
             )
         x = residual(x, "ffn", transformer.FeedForward(cfg, name="ffn"))
-        x = nn.with_logical_constraint(x, ("batch", "length", None))
+        x = constrain(x, "batch", "length", None)
         self.sow("intermediates", "hidden", x)
         return x, None
 
@@ -323,7 +324,7 @@ class Stack(nn.Module):
         if cfg.embedding_norm:
             x = self.embedding_norm(x)
         x = dropout(x, cfg.dropout, None if deterministic else self.make_rng("dropout"))
-        x = nn.with_logical_constraint(x, ("batch", "length", None))
+        x = constrain(x, "batch", "length", None)
         self.sow("intermediates", "embedded", x)
         mask = transformer.attention_mask(segment_ids, self.causal)
         memory_mask = None if memory is None else same_segment(segment_ids, memory_ids)

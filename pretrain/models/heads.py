@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from pretrain.errors import UserError
-from pretrain.models.layers import ACTIVATIONS, Dense, LayerNorm, dropout
+from pretrain.models.layers import ACTIVATIONS, Dense, LayerNorm, dropout, product
 from pretrain.models.options import POOLERS
 from pretrain.models.transformer import TransformerConfig
+from pretrain.sharding import constrain, gathered
 
 
 class LMHead(nn.Module):
@@ -25,31 +26,27 @@ class LMHead(nn.Module):
             )(hidden)  # fmt: skip
             hidden = ACTIVATIONS[cfg.activation](hidden)
             # Left to itself, the compiler makes wrong gradients of it on data x fsdp x tensor.
-            axes = ("batch", *(None,) * (hidden.ndim - 1))
-            hidden = cfg.make_norm("norm")(nn.with_logical_constraint(hidden, axes))
-        flat = hidden.reshape(-1, hidden.shape[-1])
+            names = ("batch", "length")[: hidden.ndim - 1]
+            hidden = cfg.make_norm("norm")(constrain(hidden, *names, None))
         if not cfg.tied:
             table = self.param(
                 "kernel",
                 nn.with_logical_partitioning(
                     nn.initializers.normal(cfg.init_std), ("embed", "vocab")
                 ),
-                (flat.shape[1], cfg.vocab_size),
+                (hidden.shape[-1], cfg.vocab_size),
             )
-        logits = jax.lax.dot_general(
-            flat,
-            table.astype(cfg.dtype),
-            (((1,), (1 if cfg.tied else 0,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+        names = ("vocab", "embed") if cfg.tied else ("embed", "vocab")
+        table = gathered(table.astype(cfg.dtype), *names)
+        logits = product(hidden, table, transposed=cfg.tied, dtype="float32")
         if cfg.head_bias:
             bias = self.param(
                 "bias",
                 nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",)),
                 (cfg.vocab_size,),
             )
-            logits = logits + bias[None, :]
-        return logits.reshape(*hidden.shape[:-1], cfg.vocab_size)
+            logits = logits + bias.reshape((1,) * (logits.ndim - 1) + (-1,))
+        return logits
 
     def forward_flops(self) -> int:
         """Of one position."""

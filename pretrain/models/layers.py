@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pretrain.sharding import constrain, gathered, is_split
+
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
@@ -41,6 +43,21 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def product(
+    x: jax.Array, matrix: jax.Array, *, transposed: bool = False, dtype: str | None = None
+) -> jax.Array:
+    """``x [..., I]`` by ``matrix [I, O]``, or ``[O, I]`` transposed: ``[..., O]`` of ``dtype``."""
+
+    def dot(x):
+        contracted = (((x.ndim - 1,), (1 if transposed else 0,)), ((), ()))
+        return jax.lax.dot_general(x, matrix, contracted, preferred_element_type=dtype)
+
+    if is_split("length"):  # devices have parts of every row: no part of the flat B x S positions
+        return dot(x)
+    # One two-dimensional product: the CPU backend is slow on anything else, going backward.
+    return dot(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+
 class Dense(nn.Module):
     """``x [..., *in] @ kernel [*in, *out] (+ bias [*out])`` -> ``[..., *out]``.
 
@@ -65,17 +82,21 @@ class Dense(nn.Module):
             ),
             (*in_shape, *self.out_shape),
         )
-        # One two-dimensional product: the CPU backend is slow on anything else, going backward.
-        flat = x.reshape(-1, math.prod(in_shape)).astype(self.dtype)
-        y = flat @ kernel.astype(self.dtype).reshape(math.prod(in_shape), -1)
+        inputs = math.prod(in_shape)
+        x = x.reshape(*leading, inputs).astype(self.dtype)
+        kernel = gathered(kernel.astype(self.dtype), *self.in_axes, *self.out_axes)
+        y = product(x, kernel.reshape(inputs, -1))
         if self.use_bias:
             bias = self.param(
                 "bias",
                 nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.out_axes)),
                 tuple(self.out_shape),
             )
-            y = y + bias.astype(self.dtype).reshape(1, -1)
-        return y.reshape(*leading, *self.out_shape)
+            y = y + bias.astype(self.dtype).reshape((1,) * len(leading) + (-1,))
+        y = y.reshape(*leading, *self.out_shape)
+        if len(leading) == 2:  # else, of one vector a row, or none, the inputs tell
+            y = constrain(y, "batch", "length", *self.out_axes)
+        return y
 
 
 class LayerNorm(nn.Module):
@@ -149,13 +170,14 @@ class Embed(nn.Module):
             low, high, last = found.min(), found.max(), self.num_embeddings - 1
             if low < 0 or high > last:
                 raise ValueError(f"{self.name}: ids from {low} to {high}, expected 0 to {last}")
-        table = jnp.asarray(self.embedding)
+        table = gathered(jnp.asarray(self.embedding), self.axis, "embed")
         rows = table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return rows.astype(self.dtype)
 
 
 def attention_scores(query: jax.Array, key: jax.Array) -> jax.Array:
     """``[B, H, Q, d]`` by ``[B, H, K, d]`` -> ``[B, H, Q, K]``, float32 whatever the inputs are."""
+    key = constrain(key, "batch", "heads", None, None)  # of all positions: queries may be split
     return jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
 
 
@@ -169,6 +191,8 @@ def attend(
     ``attention_scores``; of its config are the dropout of the weights and their ``dtype``.
     """
     cfg = module.config
+    scores = constrain(scores, "batch", "heads", "length", None)
+    value = constrain(value, "batch", "heads", None, None)
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     module.sow("intermediates", "attention_scores", scores)
     weights = nn.softmax(scores).astype(cfg.dtype)

@@ -15,9 +15,11 @@ from pretrain.models.layers import (
     attend,
     attention_scores,
     dropout,
+    product,
 )
 from pretrain.models.options import check_choices, check_divides, check_least
 from pretrain.models.transformer import attention_mask, rematerialised
+from pretrain.sharding import constrain, gathered
 
 CHOICES = {
     "attention_input": ("full", "shared", "bottleneck"),
@@ -194,10 +196,10 @@ class Block(nn.Module):
             last = i == cfg.num_ffns - 1
             y = FeedForward(cfg, cfg.outer_norm_eps if last else cfg.norm_eps, name=f"ffn_{i}")(y)
         y = cfg.dense(cfg.hidden_size, ("embed", "embed_out"), "output")(y)
-        y = nn.with_logical_constraint(y, ("batch", "length", None))
+        y = constrain(y, "batch", "length", None)
         y = dropout(y, cfg.dropout, None if deterministic else self.make_rng("dropout"))
         x = cfg.make_norm(cfg.norm_eps, "output_norm")(x + y)
-        x = nn.with_logical_constraint(x, ("batch", "length", None))
+        x = constrain(x, "batch", "length", None)
         self.sow("intermediates", "hidden", x)
         return x, None
 
@@ -251,12 +253,12 @@ class MobileBert(nn.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         x = self.embedding_projection(trigrams(self.word(tokens), segment_ids))
-        x = nn.with_logical_constraint(x, ("batch", "length", None))
+        x = constrain(x, "batch", "length", None)
         x = x + self.position(positions)
         x = x + self.type(jnp.zeros_like(tokens) if token_types is None else token_types)
         x = self.embedding_norm(x)
         x = dropout(x, cfg.dropout, None if deterministic else self.make_rng("dropout"))
-        x = nn.with_logical_constraint(x, ("batch", "length", None))
+        x = constrain(x, "batch", "length", None)
         self.sow("intermediates", "embedded", x)
         return self.layers(x, attention_mask(segment_ids, causal=False), deterministic)[0]
 
@@ -299,10 +301,9 @@ class MobileBertLMHead(nn.Module):
         hidden = cfg.dense(cfg.hidden_size, ("embed", "embed_out"), "transform")(hidden)
         hidden = ACTIVATIONS[cfg.activation](hidden)
         # Left to itself, the compiler makes wrong gradients of it on data x fsdp x tensor.
-        axes = ("batch", *(None,) * (hidden.ndim - 1))
-        hidden = nn.with_logical_constraint(hidden, axes)
+        names = ("batch", "length")[: hidden.ndim - 1]
+        hidden = constrain(hidden, *names, None)
         hidden = LayerNorm(cfg.norm_eps, dtype=cfg.dtype, name="norm")(hidden)
-        flat = hidden.reshape(-1, cfg.hidden_size)
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), ("embed", "vocab")),
@@ -313,18 +314,12 @@ class MobileBertLMHead(nn.Module):
             nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",)),
             (cfg.vocab_size,),
         )
-
-        def product(x, matrix, axis):
-            return jax.lax.dot_general(
-                x,
-                matrix.astype(cfg.dtype),
-                (((1,), (axis,)), ((), ())),
-                preferred_element_type=jnp.float32,
-            )
-
-        logits = product(flat[:, : cfg.embedding_size], table, 1) + bias[None, :]
-        logits = logits + product(flat[:, cfg.embedding_size :], kernel, 0)
-        return logits.reshape(*hidden.shape[:-1], cfg.vocab_size)
+        shared, own = jnp.split(hidden, [cfg.embedding_size], axis=-1)
+        table = gathered(table.astype(cfg.dtype), "vocab", "embed")
+        kernel = gathered(kernel.astype(cfg.dtype), "embed", "vocab")
+        logits = product(shared, table, transposed=True, dtype="float32")
+        logits = logits + bias.reshape((1,) * (logits.ndim - 1) + (-1,))
+        return logits + product(own, kernel, dtype="float32")
 
     def forward_flops(self) -> int:
         """Of one position."""

@@ -6,7 +6,10 @@ import jax
 
 from pretrain.errors import UserError
 
-REMAT = ("none", "full", *(n for n in dir(jax.checkpoint_policies) if n.endswith("saveable")))
+# What a layer keeps for the backward pass: nothing but its input, or what a policy says.
+POLICIES = {n: p for n, p in vars(jax.checkpoint_policies).items() if n.endswith("saveable")}
+POLICIES |= {"full": None, "minimal": POLICIES["dots_with_no_batch_dims_saveable"]}
+REMAT = ("none", *sorted(POLICIES))
 SHARED = {"dtype": ("float32", "bfloat16"), "remat": REMAT}
 
 

@@ -20,12 +20,14 @@ from pretrain.models.layers import (
     rotary,
 )
 from pretrain.models.options import (
+    POLICIES,
     POOLERS,
     check_choices,
     check_divides,
     check_least,
     check_position_offset,
 )
+from pretrain.sharding import constrain
 
 CHOICES = {
     "activation": tuple(ACTIVATIONS),
@@ -261,7 +263,7 @@ class Block(nn.Module):
             y = drop(attention(x, local, mask, positions, deterministic))
             x = cfg.make_norm("attention_norm")(x + y)
             x = cfg.make_norm("ffn_norm")(x + drop(feed_forward(x)))
-        x = nn.with_logical_constraint(x, ("batch", "length", None))
+        x = constrain(x, "batch", "length", None)
         self.sow("intermediates", "hidden", x)
         return x, None
 
@@ -270,7 +272,7 @@ def rematerialised(block: type[nn.Module], remat: str, static_argnums: tuple[int
     """``block`` under ``jax.checkpoint`` with the named policy ("none": as it is)."""
     if remat == "none":
         return block
-    policy = None if remat == "full" else getattr(jax.checkpoint_policies, remat)
+    policy = POLICIES[remat]
     return nn.remat(block, policy=policy, prevent_cse=False, static_argnums=static_argnums)
 
 
@@ -350,7 +352,7 @@ class Transformer(nn.Module):
         x = dropout(x, cfg.dropout, None if deterministic else self.make_rng("dropout"))
         if cfg.embedding_width != cfg.hidden_size:
             x = self.embedding_projection(x)
-        x = nn.with_logical_constraint(x, ("batch", "length", None))
+        x = constrain(x, "batch", "length", None)
         self.sow("intermediates", "embedded", x)
         mask = attention_mask(segment_ids, cfg.causal, prefix)
         local = jnp.arange(cfg.num_layers) % cfg.global_every != 0

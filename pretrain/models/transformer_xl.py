@@ -16,6 +16,7 @@ from pretrain.models.adaptive import AdaptiveEmbed
 from pretrain.models.layers import Dense, LayerNorm, attend, attention_scores, dropout
 from pretrain.models.options import WITHOUT_NORM, check_choices, check_divides, check_least
 from pretrain.models.transformer import count_pairs, rematerialised
+from pretrain.sharding import constrain
 
 CHOICES = {
     "tied_projections": ("all", "all_but_first", "none"),
@@ -245,7 +246,7 @@ class Block(nn.Module):
         attention = RelativeAttention(cfg, name="attention")
         x = add(attention(x, memory, biases, encodings, mask, deterministic), "attention_norm")
         x = add(FeedForward(cfg, name="ffn")(x, deterministic), "ffn_norm")
-        x = nn.with_logical_constraint(x, ("batch", "length", None))
+        x = constrain(x, "batch", "length", None)
         self.sow("intermediates", "hidden", x)
         return x, None
 
@@ -316,7 +317,7 @@ class TransformerXL(nn.Module):
         encodings = relative_encodings(held + length, cfg.hidden_size, cfg.clamp_len)
         encodings = drop(encodings.astype(cfg.dtype))
         mask = memory_mask(segment_ids, memory_segment_ids, cfg.mem_len if cfg.same_length else 0)
-        x = nn.with_logical_constraint(drop(self.word(tokens)), ("batch", "length", None))
+        x = constrain(drop(self.word(tokens)), "batch", "length", None)
         self.sow("intermediates", "embedded", x)
         x, _ = self.layers(x, memory, self.biases, encodings, mask, deterministic)
         return drop(x)

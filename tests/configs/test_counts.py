@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from configs import bert, ladder
+from pretrain import blank, tasks
 from pretrain import config as configs
-from pretrain import tasks
 from pretrain.models.families import FAMILIES
 from pretrain.models.heads import Classifier, Tagger
 from tests.configs.test_configs import MODULES, load
@@ -275,7 +275,7 @@ def test_task_models_are_the_encoder_and_a_head(name, variant):
     config = configs.load(
         str(params.FOLDER / f"{name}.py"), variant, {"model.vocab_size": bert.UNCASED}
     )
-    head = len(params.LABELS) * (config.model.hidden_size + 1)
+    head = len(blank.LABELS) * (config.model.hidden_size + 1)
     assert params.describe(config)["total"] == BARE["bert", variant] + head
 
 

@@ -1,12 +1,13 @@
 """Folders of the cache appear whole or not at all, whoever else builds them."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from pretrain.data.cache import atomic_directory, cache_dir, remembered
+from pretrain.data.cache import atomic_directory, cache_dir, missing, remembered
 
 
 def test_cache_dir(monkeypatch, tmp_path):
@@ -30,6 +31,32 @@ def test_leaves_nothing_after_an_error(tmp_path):
         (building / "a").write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_others_wait_for_the_first(tmp_path):
+    """Who comes later finds what was made; after an error, the next one makes it."""
+    target, found = tmp_path / "made", []
+
+    def later():
+        with missing(target) as to_do:
+            found.append((to_do, target.is_dir()))
+
+    waiting = threading.Thread(target=later)
+    with pytest.raises(RuntimeError), missing(target) as to_do:
+        assert to_do
+        raise RuntimeError
+    with missing(target) as to_do:
+        assert to_do
+        waiting.start()
+        waiting.join(timeout=0.2)
+        assert waiting.is_alive() and not found
+        with atomic_directory(target):
+            pass
+    waiting.join(timeout=60)
+    assert found == [(False, True)]
+    later()
+    assert found[1:] == [(False, True)]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 def test_the_first_of_two_builders_wins(tmp_path):

@@ -57,16 +57,15 @@ def test_endless_training_starts_at_once():
     ]
 
 
-def test_process_shares_make_up_the_batch():
+def test_processes_read_the_rows_that_they_hold():
+    """Which need not follow each other, and may be those of others too."""
     options = {"batch_size": 8, "seed": 0, "start_step": 2, "num_steps": 9}
     whole = loader.train_batches(dataset(13), **options)
-    shares = [
-        loader.train_batches(dataset(13), process_index=i, process_count=4, **options)
-        for i in range(4)
-    ]
+    held = [[0, 1, 4, 5], [2, 3, 6, 7], [6, 7]]
+    shares = [loader.train_batches(dataset(13), rows=np.array(x), **options) for x in held]
     for batch, *parts in zip(whole, *shares, strict=True):
-        assert [len(part["tokens"]) for part in parts] == [2] * 4
-        assert rows_of(batch) == list(itertools.chain(*map(rows_of, parts)))
+        rows = np.array(rows_of(batch))
+        assert [rows_of(part) for part in parts] == [rows[x].tolist() for x in held]
 
 
 @pytest.mark.parametrize("count, batch_size", [(10, 4), (8, 4), (3, 8), (1, 1)])
@@ -91,21 +90,17 @@ def test_eval_batches_keep_the_rows_weights():
 
 def test_eval_shares_make_up_the_batch():
     whole = loader.eval_batches(dataset(10), 4)
-    shares = [
-        loader.eval_batches(dataset(10), 4, process_index=i, process_count=2) for i in range(2)
-    ]
+    shares = [loader.eval_batches(dataset(10), 4, rows=np.array(x)) for x in ([0, 1], [2, 3])]
     for batch, *parts in zip(whole, *shares, strict=True):
         for name, column in batch.items():
             np.testing.assert_array_equal(column, np.concatenate([part[name] for part in parts]))
 
 
-def test_batch_size_must_divide_over_processes():
-    """Raised by the call itself, before anything is read."""
-    with pytest.raises(UserError, match=r"train\.batch_size: 6 .* 4 process.* multiple of 4"):
-        loader.train_batches(
-            dataset(9), batch_size=6, seed=0, start_step=0, num_steps=1, process_count=4
-        )
-    with pytest.raises(UserError, match=r"evals\.batch_size: 0 "):
+def test_batches_have_rows():
+    """Refused by the call itself, before anything is read."""
+    with pytest.raises(UserError, match=r"train\.batch_size: found 0 rows"):
+        loader.train_batches(dataset(9), batch_size=0, seed=0, start_step=0, num_steps=1)
+    with pytest.raises(UserError, match=r"evals\.batch_size: found 0 rows"):
         loader.eval_batches(dataset(9), 0)
 
 

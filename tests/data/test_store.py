@@ -261,24 +261,20 @@ import pathlib, sys, time
 from tests.data.test_store import Texts, documents
 from pretrain.data import store, tokenizer
 folder, me, other = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-
-class Waiting(Texts):
-    def __iter__(self):
-        (folder / me).touch()
-        deadline = time.monotonic() + 60
-        while not (folder / other).exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        return super().__iter__()
-
 tok = tokenizer.Tokenizer.load(folder / "tokenizer.model")
-rows = store.build(Waiting(documents(200), 0.001), tok, seq_len=32, cache_dir=folder / "cache")
-print(len(rows), rows.path)
+(folder / me).touch()
+deadline = time.monotonic() + 60
+while not (folder / other).exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+source = Texts(documents(200), 0.005)
+rows = store.build(source, tok, seq_len=32, cache_dir=folder / "cache")
+print(source.reads, len(rows), rows.path)
 """
 
 
 def test_two_processes_building_at_once(tokenizer, tmp_path):
-    """Both are inside the build at the same time, both succeed, and one whole store remains."""
+    """Both want the same store at the same time: one builds it, the other waits for it."""
     tokenizer.save(tmp_path / "tokenizer.model")
     processes = [
         subprocess.Popen(
@@ -294,8 +290,10 @@ def test_two_processes_building_at_once(tokenizer, tmp_path):
     for process in processes:
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
-        outputs.append(out)
-    assert outputs[0] == outputs[1]
+        outputs.append(out.split())
+    reads, *same = zip(*outputs, strict=True)
+    assert sorted(reads) == ["0", "1"]
+    assert all(one == other for one, other in same)
     assert len(list((tmp_path / "cache" / "stores").iterdir())) == 1
     source = Texts(documents(200))
     rows = store.build(source, tokenizer, seq_len=32, cache_dir=tmp_path / "cache")

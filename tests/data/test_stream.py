@@ -77,10 +77,8 @@ def test_batches_of_a_stream():
     whole = rows_of(loader.train_batches(dataset, start_step=0, **options))
     np.testing.assert_array_equal(whole[1:], (whole[:-1] + 1) % 23)
     shares = [
-        rows_of(
-            loader.train_batches(dataset, start_step=5, process_index=i, process_count=2, **options)
-        )
-        for i in range(2)
+        rows_of(loader.train_batches(dataset, start_step=5, rows=rows, **options))
+        for rows in (np.arange(2), np.arange(2, 4))
     ]
     np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole[5:])
 

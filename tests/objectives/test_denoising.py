@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from configs import bart
-from pretrain import schema
+from pretrain import blank, schema
 from pretrain.errors import UserError
 from pretrain.models.encoder_decoder import EncoderDecoderConfig, shift_right
 from pretrain.models.families import language_model
 from pretrain.objectives.denoising import Denoising
 from pretrain.objectives.mlm import MaskedLM
 from tests import tiny
-from tools import params as tool
 
 MASKING = dict(
     mask_id=4, special_ids=(0, 1, 2, 3, 4), num_pieces=tiny.VOCAB, mask_rate=0.3, mask_prob=0.8,
@@ -172,7 +171,7 @@ def test_train_flops_are_of_both_stacks_and_all_logits():
 
 
 def test_a_shipped_config_makes_it():
-    made = tool.blank_objective(bart.get_config("tiny,tokens"))
+    made = blank.objective(bart.get_config("tiny,tokens"))
     assert isinstance(made, Denoising) and made.chunk_size == 64 and made.mask_rate == 0.15
 
 

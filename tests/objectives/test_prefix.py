@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from configs import gpt
+from pretrain import blank
 from pretrain.objectives.prefix import PrefixLM
 from tests import tiny
-from tools import params as tool
 
 BATCH = tiny.lm_batch(4, 24)
 
@@ -123,6 +123,6 @@ def test_held_out_prefixes_are_of_the_text():
 
 
 def test_a_shipped_config_makes_it():
-    made = tool.blank_objective(gpt.get_config("tiny,prefix"))
+    made = blank.objective(gpt.get_config("tiny,prefix"))
     assert isinstance(made, PrefixLM) and made.model.trunk.config.causal
-    assert made.train_flops(8) == tool.blank_objective(gpt.get_config("tiny")).train_flops(8)
+    assert made.train_flops(8) == blank.objective(gpt.get_config("tiny")).train_flops(8)

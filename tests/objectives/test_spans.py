@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from configs import bart, t5
-from pretrain import schema
+from pretrain import blank, schema
 from pretrain.errors import UserError
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.models.families import language_model
 from pretrain.objectives.spans import Infilling, Spans
 from tests import tiny
 from tests.data.test_noise import infilling_of, keys_of, rows_of, spans_of
-from tools import params as tool
 
 OPTIONS = EncoderDecoderConfig(
     **schema.MODELS["encoder_decoder"]
@@ -111,21 +110,21 @@ def test_train_flops_are_of_rows_of_two_lengths():
 
 
 def test_shipped_configs_make_them():
-    made = tool.blank_objective(t5.get_config("tiny,seq=512"))
+    made = blank.objective(t5.get_config("tiny,seq=512"))
     assert isinstance(made, Spans) and made.target_length == 141
     assert made.model.trunk.config.vocab_size == 8192 + 100
-    assert isinstance(tool.blank_objective(bart.get_config("tiny")), Infilling)
+    assert isinstance(blank.objective(bart.get_config("tiny")), Infilling)
 
 
 def test_what_does_not_fit_is_refused():
     config = t5.get_config("tiny")
     config.model.vocab_size = 8200
     with pytest.raises(UserError, match=r"vocab_size: found 8200, expected at least 8292: .* 8192"):
-        tool.blank_objective(config)
+        blank.objective(config)
     config = t5.get_config("tiny,seq=512")
     config.objective.noise_density = 0.5
     with pytest.raises(UserError, match=r"max_positions: found 512, expected at least"):
-        tool.blank_objective(config)
+        blank.objective(config)
     encoder = language_model("encoder_decoder", dataclasses.replace(OPTIONS, reads="encoder"))
     with pytest.raises(UserError, match=r"model\.reads: found 'encoder' with objective\.name 'sp"):
         Spans(encoder, 8, 20)

@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from configs import bert, llama, mobilebert, t5, transformer_xl
+from pretrain import blank, state
 from pretrain import config as configs
-from pretrain import state
 from tests import small_runs
 from tools import params
 
@@ -88,7 +88,7 @@ def test_counts_are_those_that_runs_report(config):
 
     T5's tables of relative positions, 32 buckets of 2 heads in each stack, name none for the rows.
     """
-    boxed = jax.eval_shape(params.blank_objective(config).init, jax.random.key(0))["params"]
+    boxed = jax.eval_shape(blank.objective(config).init, jax.random.key(0))["params"]
     counts = state.count_params(params.nn.unbox(boxed))
     about = params.describe(config)
     assert (counts["total"], counts["other"]) == (about["total"], about["non_embedding"])

@@ -1,0 +1,127 @@
+"""Plans: here compiled for the tests' CPU devices, as if these were a chip of the table."""
+
+import dataclasses
+import functools
+
+import jax
+import pytest
+
+from configs import bert, classify
+from pretrain import chips, costs, plan
+from pretrain.errors import UserError
+
+CHIP = chips.Chip("cpu", "cpu", 1e12, 2**30, 1e11, 1e9)
+MEMORY = plan.Memory(600, 500, 400, 300, 0)
+
+
+def target(devices=8):
+    return plan.Target(CHIP, jax.devices()[:devices], (devices,))
+
+
+def small(**changes):
+    config = bert.get_config("micro,seq=32")
+    config.model.vocab_size = 128
+    config.tokenizer.vocab_size = 128
+    config.train.batch_size, config.mesh.data, config.mesh.fsdp = 16, 2, 4
+    config.model.update(changes)
+    return config
+
+
+@functools.cache
+def planned(**changes):
+    return plan.make(small(**changes), target())
+
+
+def test_a_plan_is_of_one_device():
+    found = planned()
+    assert found.mesh == {"data": 2, "fsdp": 4} and found.num_devices == 8
+    # All that is split: parameters and two moments over fsdp, three int32 columns over all.
+    state, batch = 3 * 4 * found.num_params / 4, 3 * 4 * 16 * 32 / 8
+    assert state + batch <= found.memory.arguments < 1.1 * (state + batch)
+    assert found.memory.aliased == pytest.approx(state, rel=0.1)  # the state is donated
+    assert {"all-gather", "all-reduce"} <= found.costs.collectives.keys()
+    assert found.fits and not found.costs.unknown_loops
+
+
+def test_compiled_flops_are_those_of_the_model_and_do_not_depend_on_the_scan():
+    """XLA's own count would have one layer of a scan."""
+    scanned, unrolled = planned(), planned(unroll=2)
+    assert scanned.costs.flops == unrolled.costs.flops
+    assert scanned.costs.flops == pytest.approx(scanned.model_flops, rel=0.02)
+
+
+def test_rematerialisation_computes_the_layers_again():
+    """All of their products, forward, but for the last one: nothing needs its output."""
+    again = planned(remat="full").costs.flops - planned().costs.flops
+    width, positions = 64, 16 * 32 / 8
+    layer = positions * (2 * 12 * width**2 + 4 * 32 * width)
+    last = positions * 2 * 4 * width**2
+    assert 2 * (layer - last) <= again <= 2 * layer
+
+
+def test_what_does_not_fit():
+    assert MEMORY.needed == 1000
+    found = dataclasses.replace(planned(), memory=MEMORY)
+    exact = dataclasses.replace(CHIP, memory_bytes=1000)
+    assert dataclasses.replace(found, chip=exact).fits
+    assert not dataclasses.replace(found, chip=dataclasses.replace(CHIP, memory_bytes=999)).fits
+
+
+def test_roofline():
+    """6 TFLOP of which 4 are the model's at 1 TFLOP/s, 5 GB at 1 GB/s."""
+    spent = costs.Costs(flops=6e12, collectives={"all-gather": costs.Traffic(1, 6e9, 5e9, 5e9)})
+    found = dataclasses.replace(planned(), costs=spent, model_flops=4e12)
+    assert found.step_seconds == (6.0, 11.0)
+    assert found.mfu(6.0) == pytest.approx(4 / 6)
+    # 1000 FLOPs a cycle: a clock of 1 GHz. Cycles say more than FLOPs at the peak, or less.
+    clocked = dataclasses.replace(CHIP, flops_per_cycle=1000)
+    for cycles, seconds in ((8e9, 8.0), (5e9, 6.0)):
+        told = dataclasses.replace(spent, cycles=cycles)
+        assert dataclasses.replace(found, chip=clocked, costs=told).compute_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    "topology, slices, said",
+    [
+        ("v9:2x2", 1, "no chip 'v9'"),
+        ("v5e", 1, "found 'v5e', expected CHIP:SHAPE"),
+        ("v5e:4xx4", 1, "found 'v5e:4xx4', expected CHIP:SHAPE"),
+        ("h100:8", 1, "slices x hosts x GPUs: h100:1x1x8"),
+        ("h100:1x1x8", 2, "in 2 slice"),
+        ("b200:1x1x8", 1, "expected one of a100-40, a100, h100, h200"),
+    ],
+)
+def test_a_wrong_topology_is_a_clear_error(topology, slices, said):
+    with pytest.raises(UserError, match=said):
+        plan.target(topology, slices)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("JAX TPU support not installed; \n cannot")])
+def test_a_missing_compiler_is_named(monkeypatch, error):
+    def missing(**_):
+        raise error
+
+    monkeypatch.setattr(plan.topologies, "get_topology_desc", missing)
+    with pytest.raises(UserError, match=r"needs its compiler: pip install -e '.\[plan\]'"):
+        plan.target("v5e:2x2")
+
+
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        (classify.get_config(), r"config.objective.name: found 'classify', whose rows depend"),
+        (small().copy_and_resolve_references(), r"config.train.batch_size: 16 rows do not divide"),
+    ],
+)
+def test_what_cannot_be_planned(config, said):
+    if config.objective.name == "mlm":
+        config.train.accumulate = 4
+    with pytest.raises(UserError, match=said):
+        plan.make(config, target(8 if config.objective.name == "mlm" else 1))
+
+
+def test_plans_start_from_no_other_run():
+    config = small()
+    config.init_from = "runs/bert"
+    with pytest.raises(UserError, match=r"config.init_from: found 'runs/bert', expected ''"):
+        plan.make(config, target())
