@@ -4,7 +4,7 @@ r"""Does pretraining pay on film reviews? A study of objectives, sizes and numbe
 
 `data` is a folder with the Large Movie Review Dataset (Maas et al. 2011) as `train.jsonl.gz`,
 `test.jsonl.gz` (`text`, `label`) and `unsupervised.jsonl.gz` (`text`). All is learned from 50,000
-reviews without labels and some with; see docs/results/imdb.md for what came of it.
+reviews without labels and some with.
 
 `mlm`, `rtd`, `causal` and `spans` (with `size`) are the pretraining runs by themselves, `encoder`,
 `decoder` and `t5` what is fine-tuned on labels: ModernBERT's block in BERT's sizes, bidirectional
@@ -25,29 +25,26 @@ TASK = "Classification: IMDB sentiment"
 PIECES, SENTINELS, SEQ = 4096, 100, 128
 LR = {"tiny": 2e-3, "mini": 1.5e-3}  # of pretraining; half of it of fine-tuning
 UNLABELLED = "unsupervised.jsonl.gz[:98%]"
-SOURCES = {
-    True: dict(train=UNLABELLED, validation="unsupervised.jsonl.gz[98%:]"),
-    False: dict(
-        train="train.jsonl.gz[:98%]",
-        validation="train.jsonl.gz[98%:]",
-        test="test.jsonl.gz[:8%]",
-    ),
-}
+RAW = dict(train=UNLABELLED, validation="unsupervised.jsonl.gz[98%:]")
+LABELLED = dict(
+    train="train.jsonl.gz[:98%]", validation="train.jsonl.gz[98%:]", test="test.jsonl.gz[:8%]"
+)
+KINDS = (*NETWORKS, *dict.fromkeys(NETWORKS.values()))
 
 
 def get_config(arg=None):
     arg = configs.parse_arg(arg, variant="study", size="tiny", data="data/imdb")
     if arg.variant == "study":
         return study(arg.data)
+    configs.variant(dict.fromkeys(("study", *KINDS)), arg.variant)
     pretraining = arg.variant in NETWORKS
-    network = NETWORKS[arg.variant] if pretraining else arg.variant
-    configs.variant(dict.fromkeys([*NETWORKS.values(), *NETWORKS]), network)
+    network = NETWORKS.get(arg.variant, arg.variant)
     config = configs.base(
         model="encoder_decoder" if network == "t5" else "transformer",
         objective=arg.variant if pretraining else "classify",
     )
     set_network(config.model, network, arg.size)
-    config.data.update({k: f"{arg.data}/{name}" for k, name in SOURCES[pretraining].items()})
+    config.data.update(sources(arg.data, RAW if pretraining else LABELLED))
     config.tokenizer.source = f"{arg.data}/{UNLABELLED}"
     config.tokenizer.type, config.tokenizer.vocab_size = "bpe", PIECES
     config.train.batch_size, config.train.seq_len = 16, SEQ
@@ -63,6 +60,16 @@ def get_config(arg=None):
         if network == "t5":
             config.model.reads = "encoder"
     return config
+
+
+def sources(data, names, prefix=""):
+    """Keys of the section ``data`` with the files of a folder."""
+    return {f"{prefix}{key}": f"{data}/{name}" for key, name in names.items()}
+
+
+def of_labels(labels, seed):
+    """Overrides of a run on so many labels."""
+    return {"seed": seed, "data.limit": 0 if labels == EVERY else labels}
 
 
 def set_network(model, network, size):
@@ -124,11 +131,7 @@ def run(name, arg, data, **more):
 def labelled(data, network, size, labels, seed, objective="", **more):
     """One network on labels, from a pretraining run or from scratch."""
     start = objective or f"scratch-{network}"
-    overrides = {
-        "seed": seed,
-        "data.limit": 0 if labels == EVERY else labels,
-        "train.budget": f"{STEPS[labels]} steps",
-    }
+    overrides = of_labels(labels, seed) | {"train.budget": f"{STEPS[labels]} steps"}
     if objective == "spans":  # the encoder alone
         overrides["surgery.keep_model"] = True
     fields = dict(
@@ -161,14 +164,12 @@ def student(data, labels, seed):
 
 def linear(data, variant, labels, seed):
     """A linear model on the same sample."""
-    overrides = {f"data.{key}": f"{data}/{name}" for key, name in SOURCES[False].items()}
-    overrides |= {"seed": seed, "data.limit": 0 if labels == EVERY else labels}
     return dict(
         name=f"{variant}-{labels}-s{seed}",
         config="configs/linear.py",
         arg=variant,
         model={"lr": "logistic regression", "nbsvm": "NBSVM"}[variant],
-        overrides=overrides,
+        overrides=sources(data, LABELLED, "data.") | of_labels(labels, seed),
         task=TASK,
         labels=labels,
         seed=seed,

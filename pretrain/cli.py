@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -58,6 +58,18 @@ def main(function: Callable[..., object], doc: str, positional: bool = False) ->
 
     sys.modules["__main__"].__doc__ = doc
     app.run(guarded, flags_parser=_parse)
+
+
+def table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Rows of cells, a header first, in aligned columns: those of ``right`` to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
 def _fail(error: Exception) -> None:

@@ -395,10 +395,8 @@ def digest(config: ConfigDict) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """``"key: old there, new here"`` for the leaves in which two configs differ, or the first.
-
-    Where caches lie is no difference, and neither is the mesh: a run may go on on another one.
-    """
+    """``"key: old there, new here"`` for the leaves in which two configs differ, or the first."""
+    # Where caches lie is no difference, and neither is the mesh: a run may go on on another one.
     a, b = flatten(old), flatten(new)
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     keys = [key for key in keys if key != "cache_dir" and not key.startswith("mesh.")]

@@ -67,7 +67,7 @@ def target(topology: str, num_slices: int = 1) -> Target:
         options |= {"target_config": target_config(chip)}
     try:
         devices = topologies.get_topology_desc(**options).devices
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:  # NotImplementedError is one
         said = str(error).strip().partition("\n")[0]
         missing = "not installed" in said or isinstance(error, NotImplementedError)
         hint = f"needs its compiler: {INSTALL}" if missing else "is no topology that it knows"
@@ -140,9 +140,8 @@ class Plan:
     def compute_seconds(self) -> float:
         """At the compiler's cycles where it tells them, else its FLOPs at the chip's peak."""
         at_peak = max(self.costs.flops, self.model_flops) / self.chip.peak_flops
-        return (
-            max(self.costs.cycles / self.chip.clock_hz, at_peak) if self.costs.cycles else at_peak
-        )
+        cycles = self.costs.cycles
+        return max(cycles / self.chip.clock_hz, at_peak) if cycles else at_peak
 
     @property
     def wire_seconds(self) -> float:
@@ -194,10 +193,9 @@ def make(config: ConfigDict, target: Target) -> Plan:
     mesh = sharding.make_mesh(dict(read.mesh), target.devices)
     objective, optimizer = blank.objective(config), optim.create(**read.optimizer)
     rows, accumulate, seq_len = (
-        config.train.batch_size,
-        config.train.accumulate,
-        config.train.seq_len,
+        config.train[key] for key in ("batch_size", "accumulate", "seq_len")
     )
+    sharding.check_length("train.seq_len", seq_len, mesh)
     sharding.check_batch("train.batch_size", rows, mesh, accumulate)
     params = state.abstract(objective, optimizer, mesh).params
     sharding.check_sharded(params, mesh)

@@ -17,7 +17,7 @@ from pretrain import evaluators, processes, sharding, state, tasks
 from pretrain.checkpoint import load_params
 from pretrain.config import LANGUAGE_MODELS, Reader, distillation
 from pretrain.data import encoders, labels, sources
-from pretrain.data.cache import atomic_directory, missing
+from pretrain.data.cache import make_once
 from pretrain.data.loader import Batch, Columns, Dataset
 from pretrain.errors import UserError
 from pretrain.models.families import FAMILIES
@@ -357,11 +357,12 @@ def _cached(where: pathlib.Path, content: list[Any], make: Any) -> dict[str, np.
     folder = where / "teachers" / digest[:32]
     if processes.any_of(not folder.is_dir()):
         arrays = make()
-        with missing(folder) as to_do:
-            if to_do:
-                with atomic_directory(folder) as building:
-                    for name, array in arrays.items():
-                        np.save(building / f"{name}.npy", array, allow_pickle=False)
+
+        def save(building: pathlib.Path) -> None:
+            for name, array in arrays.items():
+                np.save(building / f"{name}.npy", array, allow_pickle=False)
+
+        make_once(folder, save)
     return {file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))}
 
 

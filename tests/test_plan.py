@@ -120,6 +120,14 @@ def test_what_cannot_be_planned(config, said):
         plan.make(config, target(8 if config.objective.name == "mlm" else 1))
 
 
+def test_rows_that_sequence_does_not_divide_are_refused():
+    config = small()
+    config.mesh.data, config.mesh.fsdp, config.mesh.sequence = 1, 1, 8
+    config.train.seq_len = 36
+    with pytest.raises(UserError, match=r"config.train.seq_len: rows of 36 positions do not div"):
+        plan.make(config, target())
+
+
 def test_plans_start_from_no_other_run():
     config = small()
     config.init_from = "runs/bert"

@@ -7,7 +7,7 @@
 A line an array: its shape, the logical names of its dimensions, for each of them what the rules say
 (mesh axes in order of preference, "|" between them; "-" for none), what it got, the bytes on each
 device, and what it would have had if that divided it. Then totals. Exit code 1 where training would
-refuse the mesh. docs/sharding.md tells how to choose one.
+refuse the mesh for what it does to the parameters. docs/sharding.md tells how to choose one.
 
 --remake writes every table of a folder again, by the command in its first line.
 """
@@ -92,24 +92,13 @@ def explain(config: ConfigDict, sizes: dict[str, int]) -> tuple[str, UserError |
     header = ("parameter", "shape", "names", "rule", "spec", "bytes/device", "fallback")
     names = state.parameter_names(objective)
     rows = [header, *lines(train_state.params, names, mesh)]
-    text = "\n".join([f"{mesh.size} devices", "", _aligned(rows), "", *totals(train_state, mesh)])
+    table = cli.table(rows, right=(header.index("bytes/device"),))
+    text = "\n".join([f"{mesh.size} devices", "", table, "", *totals(train_state, mesh)])
     try:
         sharding.check_sharded(train_state.params, mesh)
     except UserError as error:
         return text, error
     return text, None
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> str:
-    """Columns to the left but for the bytes."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if index == 5 else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def remade(text: str) -> str:

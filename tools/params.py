@@ -100,18 +100,6 @@ def shipped() -> Iterator[tuple[str, ConfigDict]]:
             yield f"{file.stem}:{variant}", config
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows of text under a header, the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
 def counts(about: dict[str, Any]) -> tuple[str, ...]:
     """The cells under COLUMNS."""
     numbers = (f"{about[key]:,}" for key in COLUMNS[:3])
@@ -124,7 +112,7 @@ def breakdown(about: dict[str, Any]) -> str:
     for name, module in about["modules"].items():
         share = module["parameters"] / about["total"]
         rows.append((name, f"{module['parameters']:,}", f"{share:.1%}"))
-    lines = table(rows).split("\n")
+    lines = cli.table(rows, right=(1, 2)).split("\n")
     for index, module in enumerate(about["modules"].values(), 1):
         arrays = (f"{name} {list(shape)}" for name, shape in module["arrays"].items())
         lines[index] += "  " + ", ".join(arrays)
@@ -142,7 +130,8 @@ def run() -> None:
     if _JSON.value:
         print(json.dumps([{"model": name, **about} for name, about in models.items()], indent=1))
         return
-    print(table([("model", *COLUMNS), *((name, *counts(m)) for name, m in models.items())]))
+    rows = [("model", *COLUMNS), *((name, *counts(m)) for name, m in models.items())]
+    print(cli.table(rows, right=range(1, len(rows[0]))))
     if not _ALL.value:
         print(f"\n{breakdown(models[spec])}")
 

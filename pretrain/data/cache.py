@@ -50,16 +50,14 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def missing(path: Path) -> Iterator[bool]:
-    """Whether the folder `path` is not there: then the block makes it, and others wait meanwhile.
+def make_once(path: Path, make: Callable[[Path], None]) -> None:
+    """The folder `path`, whose contents ``make`` puts into one that gets its name when complete.
 
-    Others are processes on this machine, and on all that share the disk if it knows locks; without
-    locks several make the same, one of which stays (`atomic_directory`). A lock ends with its
-    process.
+    Nothing happens where it is there. While one makes it others wait: processes on this machine,
+    and on all that share the disk if it knows locks; without locks several make the same, one of
+    which stays (`atomic_directory`). A lock ends with its process.
     """
     if path.is_dir():
-        yield False
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
@@ -67,7 +65,9 @@ def missing(path: Path) -> Iterator[bool]:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         try:
-            yield not path.is_dir()
+            if not path.is_dir():
+                with atomic_directory(path) as building:
+                    make(building)
         finally:
             lock.unlink(missing_ok=True)  # whoever waits has it open
 

@@ -31,7 +31,7 @@ from typing import NamedTuple, TypeVar
 from tqdm import tqdm
 
 from pretrain.data import docstring_scan, docstring_tasks
-from pretrain.data.cache import atomic_directory, cache_dir, missing
+from pretrain.data.cache import cache_dir, make_once
 from pretrain.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -145,12 +145,12 @@ def _key() -> str:
 def _directory() -> Path:
     """The folder with the finished splits, made now if this is the first time."""
     path = cache_dir() / f"docstrings-{_key()[:16]}"
-    with missing(path) as to_do:
-        if to_do:
-            number = len(versions())
-            logger.info("reading the docstrings of %d packages, once, into %s", number, path)
-            with atomic_directory(path) as building:
-                _write(_subsets(_read(_files())), building)
+
+    def make(building: Path) -> None:
+        logger.info("reading the docstrings of %d packages, once, into %s", len(versions()), path)
+        _write(_subsets(_read(_files())), building)
+
+    make_once(path, make)
     return path
 
 

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import tqdm
 
-from pretrain.data.cache import atomic_directory, missing
+from pretrain.data.cache import make_once
 from pretrain.data.tokenizer import AnyTokenizer, texts_of
 from pretrain.errors import UserError
 
@@ -122,7 +122,7 @@ def build(
     """The store of `source` in rows of `seq_len` tokens, built now or found finished in the cache.
 
     Memory stays bounded whatever the size of the corpus. Of several processes that want the same
-    store one builds it and the others wait (`pretrain.data.cache.missing`).
+    store one builds it and the others wait (`pretrain.data.cache.make_once`).
 
     Args:
       source: yields example dicts (`pretrain.data.sources`); has `name` and `fingerprint()`.
@@ -141,34 +141,33 @@ def build(
     fingerprint = source.fingerprint()
     content = json.dumps([_FORMAT, fingerprint, tokenizer.fingerprint, settings], sort_keys=True)
     path = Path(cache_dir) / "stores" / hashlib.sha256(content.encode()).hexdigest()[:32]
-    with missing(path) as to_do:
-        if to_do:
-            dtype = np.dtype("<u2" if tokenizer.vocab_size + 2 <= 2**16 else "<u4")
-            with atomic_directory(path) as building:
-                with (
-                    open(building / _TOKENS_FILE, "wb") as file,
-                    _Progress(source.name, enabled=progress) as shown,
-                ):
-                    layout = _Stream if stream else _Rows
-                    rows = layout(file, tokenizer, seq_len, dtype, packing)
-                    stats = _write(source, tokenizer, rows, shown)
-                if not rows.num_rows:
-                    raise UserError(
-                        f"{key}: {source.name} holds no text; expected a document at least"
-                    )
-                meta = {
-                    "format": _FORMAT,
-                    "source": source.name,
-                    "source_fingerprint": fingerprint,
-                    "tokenizer_fingerprint": tokenizer.fingerprint,
-                    "vocab_size": tokenizer.vocab_size,
-                    "pad_id": tokenizer.pad_id,
-                    "cls_id": tokenizer.cls_id,
-                    **settings,
-                    "dtype": dtype.str,
-                    "stats": dataclasses.asdict(stats),
-                }
-                (building / _META_FILE).write_text(json.dumps(meta, indent=2) + "\n")
+
+    def make(building: Path) -> None:
+        dtype = np.dtype("<u2" if tokenizer.vocab_size + 2 <= 2**16 else "<u4")
+        with (
+            open(building / _TOKENS_FILE, "wb") as file,
+            _Progress(source.name, enabled=progress) as shown,
+        ):
+            layout = _Stream if stream else _Rows
+            rows = layout(file, tokenizer, seq_len, dtype, packing)
+            stats = _write(source, tokenizer, rows, shown)
+        if not rows.num_rows:
+            raise UserError(f"{key}: {source.name} holds no text; expected a document at least")
+        meta = {
+            "format": _FORMAT,
+            "source": source.name,
+            "source_fingerprint": fingerprint,
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "pad_id": tokenizer.pad_id,
+            "cls_id": tokenizer.cls_id,
+            **settings,
+            "dtype": dtype.str,
+            "stats": dataclasses.asdict(stats),
+        }
+        (building / _META_FILE).write_text(json.dumps(meta, indent=2) + "\n")
+
+    make_once(path, make)
     return TokenStore(path)
 
 

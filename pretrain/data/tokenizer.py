@@ -20,7 +20,7 @@ import sentencepiece
 from etils import epath
 
 from pretrain.data import fast_tokenizer
-from pretrain.data.cache import atomic_directory, missing
+from pretrain.data.cache import make_once
 from pretrain.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -259,18 +259,18 @@ def cached(
     settings = {"vocab_size": vocab_size, "model_type": model_type, **settings}
     key = json.dumps(["tokenizer 1", source.fingerprint(), settings], sort_keys=True)
     path = Path(cache_dir) / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:32]
-    with missing(path) as to_do:
-        if to_do:
-            logger.info(
-                "training a %s tokenizer of %d pieces on %s, once, into %s",
-                model_type,
-                vocab_size,
-                source.name,
-                path,
-            )
-            tokenizer = train(texts_of(source), **settings)
-            with atomic_directory(path) as building:
-                tokenizer.save(building / Tokenizer.file_name)
+
+    def make(building: Path) -> None:
+        logger.info(
+            "training a %s tokenizer of %d pieces on %s, once, into %s",
+            model_type,
+            vocab_size,
+            source.name,
+            path,
+        )
+        train(texts_of(source), **settings).save(building / Tokenizer.file_name)
+
+    make_once(path, make)
     return Tokenizer.load(path / Tokenizer.file_name)
 
 

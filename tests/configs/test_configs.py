@@ -68,12 +68,14 @@ SHIPPED = [  # every config that trains one model, with arguments that take each
     ("bilstm", "ner,characters=lstm"),
     ("bilstm", "classify"),
     *(("smoke", name) for name in MODULES["smoke"].OBJECTIVES),
+    *(("imdb", name) for name in MODULES["imdb"].KINDS),
 ]
 
 
 def test_all_configs_are_tested():
     """But for distillation, which needs a teacher: see tests/test_teacher.py."""
-    assert {name for name, _ in SHIPPED} == MODULES.keys() - STUDIES - {"distill"}
+    by_themselves = {"imdb"}  # studies whose runs have configs of their own
+    assert {name for name, _ in SHIPPED} == MODULES.keys() - (STUDIES - by_themselves) - {"distill"}
     smoke = {
         configs.flatten(load("smoke", x))["objective.name"] for x in MODULES["smoke"].OBJECTIVES
     }
@@ -85,7 +87,8 @@ def small(name, arg, data):
     """A shipped config on local data, its model as it stands: nothing of that is made here."""
     own = configs.flatten(load(name, arg))
     kind = "bert" if own["objective.name"] in configs.LANGUAGE_MODELS else name
-    changes = small_runs.overrides(kind, arg, data)
+    changes = {"tokenizer.source": str(data / "corpus.txt")}
+    changes |= small_runs.overrides(kind, arg, data)
     kept = {k: v for k, v in changes.items() if k in own and not k.startswith("model.")}
     return configs.load(str(FOLDER / f"{name}.py"), arg, kept)
 

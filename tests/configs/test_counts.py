@@ -316,3 +316,24 @@ def test_every_family_publishes_its_vocabulary_in_one_way():
             for variant in module.SIZES:
                 assert load(name, variant).model.vocab_size == (8292 if name == "t5" else 0)
                 assert load(name, f"{variant},published").model.vocab_size > 28_000
+
+
+@pytest.mark.parametrize(
+    "size, encoder, pretraining, t5, rtd, spans",
+    [
+        ("tiny", 902_018, 922_368, 914_882, 1_033_537, 1_960_576),
+        ("mini", 4_066_050, 4_135_424, 4_091_778, 4_956_289, 9_232_128),
+    ],
+)
+def test_networks_of_the_film_reviews(size, encoder, pretraining, t5, rtd, spans):
+    """Masked and causal ones differ in who sees whom alone."""
+    found = {
+        name: params.describe(load("imdb", f"{name},size={size}"))["total"]
+        for name in MODULES["imdb"].KINDS
+    }
+    assert found == dict(
+        mlm=pretraining, causal=pretraining, rtd=rtd, spans=spans,
+        encoder=encoder, decoder=encoder, t5=t5,
+    )  # fmt: skip
+    plain = load("bert", f"{size},modern", model__vocab_size=4096)
+    assert params.describe(plain)["total"] == pretraining

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.cache import atomic_directory, cache_dir, missing, remembered
+from pretrain.data.cache import atomic_directory, cache_dir, make_once, remembered
 
 
 def test_cache_dir(monkeypatch, tmp_path):
@@ -37,25 +37,30 @@ def test_others_wait_for_the_first(tmp_path):
     """Who comes later finds what was made; after an error, the next one makes it."""
     target, found = tmp_path / "made", []
 
+    def unneeded(_):
+        raise AssertionError("made twice")
+
     def later():
-        with missing(target) as to_do:
-            found.append((to_do, target.is_dir()))
+        make_once(target, unneeded)
+        found.append((target / "x").read_text())
 
     waiting = threading.Thread(target=later)
-    with pytest.raises(RuntimeError), missing(target) as to_do:
-        assert to_do
+
+    def fail(_):
         raise RuntimeError
-    with missing(target) as to_do:
-        assert to_do
+
+    def make(building):
         waiting.start()
         waiting.join(timeout=0.2)
         assert waiting.is_alive() and not found
-        with atomic_directory(target):
-            pass
+        (building / "x").write_text("whole")
+
+    with pytest.raises(RuntimeError):
+        make_once(target, fail)
+    make_once(target, make)
     waiting.join(timeout=60)
-    assert found == [(False, True)]
     later()
-    assert found[1:] == [(False, True)]
+    assert found == ["whole", "whole"]
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 

@@ -277,3 +277,23 @@ def test_a_generator_of_any_size_has_whole_heads():
         assert found.hidden_size == pytest.approx(512 * size, abs=found.num_heads)
         assert found.embedding_width == 512
     assert generator_options(options, 1.0) == options
+
+
+def test_the_generator_has_dropout_of_its_own():
+    """Its embeddings are the discriminator's, at the same paths: one key would be one pattern."""
+    keys = {}
+
+    class Recorded(type(OBJECTIVE)):
+        def generate(self, *args, **kwargs):
+            keys["generator"] = kwargs["rngs"]["dropout"]
+            return args[1], {"loss": None, "masked_accuracy": None}
+
+        def forward(self, *_, **kwargs):
+            keys["discriminator"] = kwargs["rngs"]["dropout"]
+
+        def score(self, *_):
+            return {}
+
+    fields = {f.name: getattr(OBJECTIVE, f.name) for f in dataclasses.fields(OBJECTIVE)}
+    Recorded(**fields).metrics({}, {}, deterministic=False, rngs={"dropout": KEY})
+    assert keys["discriminator"] == KEY != keys["generator"]
