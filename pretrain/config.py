@@ -293,6 +293,7 @@ NOT_NEGATIVE = (
     *("model.vocab_size", "model.type_vocab_size", "model.window", "objective.C"),
     *("model.embedding_size", "model.num_kv_heads", "model.head_size", "model.position_offset"),
     *("model.local_window", "model.num_decoder_layers", "model.decoder_start_id"),
+    *("model.mup_base_width", "model.mup_base_head_size"),
     *("model.mem_len", "model.clamp_len", "model.ngrams", "model.char_ngrams"),
     *("objective.eval_mem_len", "objective.eval_clamp_len"),
     *("objective.static_masks", "objective.generator_size", "objective.generator_layers"),

@@ -96,28 +96,30 @@ def by_layer(leaves: Leaves, inner: Transform) -> Transform:
     return Transform(init, update)
 
 
-def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> Transform:
+def scale_by_uncorrected_adam(
+    b1: float, b2: float, eps: float, mu_dtype: str = "float32"
+) -> Transform:
     """Adam without bias correction, as in BERT's release: its first steps are longer."""
 
     def init(params):
-        return optax.ScaleByAdamState(
-            jnp.zeros((), jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params)
-        )
+        mu, nu = optax.tree.zeros_like(params, dtype=mu_dtype), optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
     def update(updates, state, params=None):
         del params
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment(updates, state.nu, b2, 2)
         updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        mu = optax.tree.cast(mu, mu_dtype)
         return updates, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
 
     return Transform(init, update)
 
 
-def _adam(b1: float, b2: float, eps: float, bias_correction: bool) -> Transform:
+def _adam(b1: float, b2: float, eps: float, bias_correction: bool, mu_dtype: str) -> Transform:
     if bias_correction:
-        return optax.scale_by_adam(b1, b2, eps)
-    return scale_by_uncorrected_adam(b1, b2, eps)
+        return optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
+    return scale_by_uncorrected_adam(b1, b2, eps, mu_dtype)
 
 
 def adamw(_leaves: Leaves, _decayed, decay: Transform, **adam: Any) -> Transform:
@@ -134,14 +136,17 @@ def lamb(leaves: Leaves, decayed, decay: Transform, **adam: Any) -> Transform:
     return optax.chain(_adam(**adam), decay, trust)
 
 
-def lion(_leaves: Leaves, _decayed, decay: Transform, *, b1: float, b2: float) -> Transform:
+def lion(_leaves: Leaves, _decayed, decay: Transform, **momentum: Any) -> Transform:
     """The sign of a momentum (Chen et al. 2023)."""
-    return optax.chain(optax.scale_by_lion(b1, b2), decay)
+    return optax.chain(optax.scale_by_lion(**momentum), decay)
 
 
-def sgd(_leaves: Leaves, _decayed, decay: Transform, *, momentum: float, nesterov: bool):
+def sgd(
+    _leaves: Leaves, _decayed, decay: Transform, *, momentum: float, nesterov: bool, mu_dtype: str
+) -> Transform:
     """Stochastic gradient descent with momentum (Sutskever et al. 2013); decay is decoupled."""
-    return optax.chain(optax.trace(momentum, nesterov) if momentum else optax.identity(), decay)
+    trace = optax.trace(momentum, nesterov, mu_dtype) if momentum else optax.identity()
+    return optax.chain(trace, decay)
 
 
 def adafactor(
@@ -186,7 +191,9 @@ def muon(
         return x * (rms * math.sqrt(max(rows, columns)))
 
     orthogonal = optax.chain(
-        optax.contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=dimensions),
+        optax.contrib.scale_by_muon(
+            beta=momentum, mu_dtype=adam["mu_dtype"], weight_dimension_numbers=dimensions
+        ),
         optax.stateless(lambda u, _: nest({k: rescale(k, x) for k, x in flatten(u).items()})),
     )
     return optax.chain(

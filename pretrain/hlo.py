@@ -105,7 +105,7 @@ def parse(text: str) -> Module:
             if header := _HEADER.match(line):
                 current = computations[header[2]] = Computation()
                 entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif re.match(r"\}(,|$)", line):  # "}}": of a kernel's metadata, which holds line breaks
             finish()
             current = None
         elif _INSTRUCTION.match(line):

@@ -121,6 +121,7 @@ def generator_options(options: Any, size: float, layers: int = 0) -> Any:
         num_heads=heads,
         num_kv_heads=options.num_kv_heads and part(options.num_kv_heads),
         ffn_size=part(options.ffn_size),
+        mup_base_width=options.mup_base_width and round(width / options.width_ratio),
     )
 
 

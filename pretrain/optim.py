@@ -20,6 +20,14 @@ from pretrain.directions import DIRECTIONS, Leaves, only
 from pretrain.errors import UserError
 from pretrain.trees import Names, flatten, nest, split
 
+WIDTHS = ("embed", "embed_out", "heads", "mlp")  # dimensions that grow with a model's width
+MOMENTS = ("float32", "bfloat16")  # types of a first moment; a second one would stand still
+MUP = ("adamw", "lion")  # whose every entry moves by about the learning rate, whatever the gradient
+
+
+def _scaled(updates: Any, scales: Mapping[str, Any]) -> Any:
+    return nest({path: x * scales[path] for path, x in flatten(updates).items()})
+
 
 def matcher(pattern: str, key: str, paths: Any) -> Callable[[str], bool]:
     """Whether a path matches a regular expression as a whole; `UserError` if none does."""
@@ -97,6 +105,21 @@ def layer_scales(shapes: Mapping[str, Any], names: Mapping[str, Names], decay: f
     return {path: scale(path) for path in shapes}
 
 
+def width_scales(names: Mapping[str, Names], ratio: float) -> dict[str, float]:
+    """By path, what muP multiplies the learning rate of Adam with (Yang et al. 2022, Table 8).
+
+    ``1 / ratio`` for matrices whose two dimensions both grow with the width of the model, which is
+    ``ratio`` times its base's; 1 for embeddings, what makes logits, norms and biases.
+    """
+    leaves = Leaves(names)
+
+    def scale(path: str) -> float:
+        wide = [any(names[path][axis] in WIDTHS for axis in g) for g in leaves.groups(path)]
+        return 1.0 / ratio if sum(wide) == 2 else 1.0
+
+    return {path: scale(path) for path in names}
+
+
 @dataclasses.dataclass(frozen=True)
 class Descent:
     """Steps in a direction of `DIRECTIONS`, with what all of them share."""
@@ -109,6 +132,8 @@ class Descent:
     freeze: str
     clip: float
     ema: float
+    offload: bool
+    width_ratio: float = 1.0  # of `width_scales`
 
     def _transform(self, names: Mapping[str, Names], params: Any) -> optax.GradientTransformation:
         paths = flatten(params).keys()
@@ -116,6 +141,9 @@ class Descent:
         decay = optax.add_decayed_weights(self.weight_decay)
         decay = only(decayed, decay) if self.weight_decay else optax.identity()
         leaves = Leaves({path: names.get(path, ()) for path in paths})
+        if self.width_ratio != 1.0:  # before the decay, whose product with the rate stays
+            scales = width_scales(leaves.names, self.width_ratio)
+            decay = optax.chain(optax.stateless(lambda u, _: _scaled(u, scales)), decay)
         return DIRECTIONS[self.direction](leaves, decayed, decay, **dict(self.options))
 
     def init(self, params: Any, names: Mapping[str, Names]) -> Any:
@@ -135,10 +163,8 @@ class Descent:
             grads, _ = optax.clip_by_global_norm(self.clip).update(grads, optax.EmptyState())
         updates, state = self._transform(names, params).update(grads, state, params)
         if self.layer_decay != 1.0:
-            flat = flatten(updates)
-            shapes = {path: x.shape for path, x in flat.items()}
-            scales = layer_scales(shapes, names, self.layer_decay)
-            updates = nest({path: x * scales[path] for path, x in flat.items()})
+            shapes = {path: x.shape for path, x in flatten(updates).items()}
+            updates = _scaled(updates, layer_scales(shapes, names, self.layer_decay))
         params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
         return params, state, {"lr": lr}
 
@@ -154,6 +180,7 @@ class LBFGS:
     tolerance: float
     freeze = ""  # nothing, and no average: it converges
     ema = 0.0
+    offload = False
 
     def _transform(self) -> optax.GradientTransformationExtraArgs:
         return optax.lbfgs(memory_size=self.memory)
@@ -193,13 +220,25 @@ def average(mean: Any, params: Any, decay: float, updates: jax.Array) -> Any:
     return jax.tree.map(lambda m, p: m + rate * (p - m), mean, params)  # exact where they agree
 
 
-SHARED = tuple(f.name for f in dataclasses.fields(Descent))[2:]
+SHARED = tuple(f.name for f in dataclasses.fields(Descent))[2:-1]
 
 
-def create(name: str, **options) -> Descent | LBFGS:
-    """The optimizer of ``config.optimizer``, whose `schedules.KEYS` are not its concern."""
+def create(name: str, *, width_ratio: float = 1.0, **options) -> Descent | LBFGS:
+    """The optimizer of ``config.optimizer``, whose `schedules.KEYS` are not its concern.
+
+    ``width_ratio``: of the model's width to that of its muP base.
+    """
+    if width_ratio != 1.0 and name not in MUP:
+        raise UserError(
+            f"config.optimizer.name: found {name!r} with a model that is {width_ratio:g} times as "
+            f"wide as its model.mup_base_width, expected {' or '.join(MUP)}"
+        )
     options = {key: value for key, value in options.items() if key not in schedules.KEYS}
+    if (kept := options.get("mu_dtype", MOMENTS[0])) not in MOMENTS:
+        raise UserError(
+            f"config.optimizer.mu_dtype: found {kept!r}, expected {' or '.join(MOMENTS)}"
+        )
     if name == "lbfgs":
         return LBFGS(**options)
     shared = {key: options.pop(key) for key in SHARED}
-    return Descent(name, tuple(sorted(options.items())), **shared)
+    return Descent(name, tuple(sorted(options.items())), **shared, width_ratio=width_ratio)

@@ -13,7 +13,7 @@ import jax
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from pretrain import blank, optim, sharding, state
+from pretrain import blank, sharding, state, tasks
 from pretrain import config as configs
 from pretrain.chips import Chip, named
 from pretrain.costs import Costs, costs
@@ -191,7 +191,7 @@ def make(config: ConfigDict, target: Target) -> Plan:
             raise UserError(f"config.{key}: found {found!r}, expected '': plans read no other run")
     read = configs.Reader(config)
     mesh = sharding.make_mesh(dict(read.mesh), target.devices)
-    objective, optimizer = blank.objective(config), optim.create(**read.optimizer)
+    objective, optimizer = blank.objective(config), tasks.make_optimizer(read)
     rows, accumulate, seq_len = (
         config.train[key] for key in ("batch_size", "accumulate", "seq_len")
     )

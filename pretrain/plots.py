@@ -296,6 +296,30 @@ def pretraining_curves(rows: Sequence[Row], look: Mapping[str, Style]) -> bytes:
     return _png(figure)
 
 
+@_styled
+def loss_versus_rate(panels: Mapping[str, Mapping[str, Mapping[float, float]]]) -> bytes:
+    """Held-out loss against the learning rate, a panel a title, a line a model, its best filled."""
+    figure, grid = _figure(4.4 * len(panels), 3.8, columns=len(panels))
+    losses = [x for lines in panels.values() for line in lines.values() for x in line.values()]
+    low, high = min(losses), max(losses)
+    for (title, lines), axes in zip(panels.items(), np.ravel(grid), strict=True):
+        for index, (name, line) in enumerate(lines.items()):
+            colour, marker = _style(index)
+            best = min(line, key=line.get)
+            look = dict(color=colour, marker=marker, markersize=7)
+            axes.plot(list(line), list(line.values()), **look, markerfacecolor="white", label=name)
+            axes.plot([best], [line[best]], **look, linestyle="none")
+        axes.set_xscale("log", base=2)
+        rates = sorted(set().union(*(line for group in panels.values() for line in group.values())))
+        axes.set_xticks(rates, [f"{rate:.1e}" for rate in rates], rotation=45, fontsize=8)
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        axes.set_title(title)
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("held-out loss, nats")
+        axes.legend(frameon=False, fontsize=9)
+    return _png(figure)
+
+
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
     """A figure without pyplot's global state, and its axes: one, or an array of them."""
     from matplotlib.figure import Figure

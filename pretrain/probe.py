@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pretrain import config as configs
-from pretrain import evaluators, optim, schedules, sharding, state, tasks
+from pretrain import evaluators, schedules, sharding, state, tasks
 from pretrain.budget import Units
 from pretrain.config import Reader
 from pretrain.data.loader import train_batches
@@ -26,7 +26,7 @@ class Probe:
         self._task = task = tasks.build(config, pieces)
         self._mesh, self._size, self._seed = mesh, config.train.batch_size, config.seed
         sharding.check_batch("train.batch_size", self._size, mesh)
-        self._optimizer = optim.create(**config.optimizer)
+        self._optimizer = tasks.make_optimizer(config)
         rows = task.splits["train"].dataset
         units = Units(self._size, len(rows), task.tokens_per_row, task.row_flops)
         budget = units.budget(config.train.budget, "train.budget")

@@ -38,11 +38,17 @@ MODELS = {
         head_bias=True,  # bias on the vocabulary logits
         init_std=0.02,
         scale_residual_init=False,  # GPT-2 paper: projections onto the residual / sqrt(2 * layers)
+        mup_base_width=0,  # muP (Yang et al. 2022): the hidden_size of the model that init_std and
+        # optimizer.lr were found for; 0: standard parametrisation
+        mup_base_head_size=0,  # that model's; 0: this one's, so that it is the heads' number that
+        # grows with the width
         dropout=0.1,  # embeddings and sub-layer outputs
         attention_dropout=0.1,
         dtype="float32",  # of activations; parameters stay float32
         remat="none",  # what layers compute again going backward: "none"; "minimal": all but the
-        # products with weights; "full"; or a name of jax.checkpoint_policies
+        # products with weights; "minimal_with_context": and attention's output; "full"; or a name
+        # of jax.checkpoint_policies
+        attention="auto",  # "auto": "splash" on TPU, "cudnn" on GPU where they can, else "plain"
         unroll=1,  # layers unrolled in each iteration of the scan over layers
     ),
     "mobilebert": dict(
@@ -169,7 +175,7 @@ MODELS = {
 }
 
 # Of ``model``, chosen per run: they change neither the parameters' shapes nor their meaning.
-RUNTIME_FIELDS = ("dropout", "attention_dropout", "dtype", "remat", "unroll")
+RUNTIME_FIELDS = ("dropout", "attention_dropout", "dtype", "remat", "attention", "unroll")
 RUNTIME_FIELDS += ("mem_len", "zero_memory", "same_length", "clamp_len")  # of Transformer-XL
 
 OBJECTIVES = {
@@ -264,17 +270,27 @@ _SHARED = dict(
     freeze="",  # regex for paths of parameters that stay as they are; "": none
     clip=1.0,  # global gradient norm; 0: no clipping
     ema=0.0,  # of the moving average of the parameters that is evaluated and kept; 0: none
+    offload=False,  # the optimizer's state lies in the host's memory between updates
 )
 _ADAM = dict(
     b1=0.9,
     b2=0.98,
     eps=1e-6,
     bias_correction=True,  # false: as in BERT's release
+    mu_dtype="float32",  # the first moment is kept in; "bfloat16" takes half the memory
 )
 OPTIMIZERS = {
     "adamw": _RATE | _SHARED | _ADAM,
     "lamb": _RATE | _SHARED | _ADAM | dict(b2=0.999),
-    "lion": _RATE | _SHARED | dict(lr=1e-4, b1=0.9, b2=0.99, weight_decay=0.1),
+    "lion": _RATE
+    | _SHARED
+    | dict(
+        lr=1e-4,
+        b1=0.9,
+        b2=0.99,
+        mu_dtype="float32",  # the momentum is kept in; "bfloat16" takes half the memory
+        weight_decay=0.1,
+    ),
     "adafactor": _RATE
     | _SHARED
     | dict(
@@ -299,6 +315,7 @@ OPTIMIZERS = {
         weight_decay=0.0,
         momentum=0.9,  # 0: none
         nesterov=False,
+        mu_dtype="float32",  # the momentum is kept in; "bfloat16" takes half the memory
     ),
     "lbfgs": dict(
         memory=10,  # past updates kept

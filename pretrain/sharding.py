@@ -146,7 +146,8 @@ def _dividing(size: int, axes: Sequence[str], mesh: Mesh | AbstractMesh) -> tupl
     return max((s for s in subsets if size % ways(s) == 0), key=ways, default=())
 
 
-def _spec(found: Sequence[Placement]) -> PartitionSpec:
+def spec(found: Sequence[Placement]) -> PartitionSpec:
+    """The `PartitionSpec` that puts dimensions there."""
     return PartitionSpec(*(p.axes[0] if len(p.axes) == 1 else p.axes or None for p in found))
 
 
@@ -158,7 +159,7 @@ def partition(
     for name, (_, note) in zip(names, found, strict=True):
         if note and name != "batch":  # `check_batch` refuses rows that do not divide
             _warn(note)
-    return _spec(found)
+    return spec(found)
 
 
 @functools.lru_cache  # once, however many arrays and compilations
@@ -174,30 +175,10 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition(x.shape, names, mesh))
 
 
-def gathered(x: jax.Array, *names: str | None) -> jax.Array:
-    """A parameter as layers use it: from all devices of ``fsdp``, its gradient back on them.
-
-    Left to itself, the compiler may gather activations instead, which are far larger.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return x
-    found = placements(x.shape, names, mesh)
-    stored = _spec(found)
-    used = _spec([Placement(tuple(a for a in p.axes if a not in FSDP), "") for p in found])
-    return x if used == stored else _gather(x, used, stored)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(x: jax.Array, used: PartitionSpec, stored: PartitionSpec) -> jax.Array:
-    del stored
-    return jax.lax.with_sharding_constraint(x, used)
-
-
-_gather.defvjp(
-    lambda x, used, stored: (_gather(x, used, stored), None),
-    lambda _used, stored, _saved, grad: (jax.lax.with_sharding_constraint(grad, stored),),
-)
+def platform() -> str:
+    """Of the devices that a step is compiled for, which need not be here; else of those here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
 
 
 def is_split(name: str) -> bool:

@@ -74,6 +74,12 @@ def _abstract_leaf(leaf: Any, spec: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spec)
 
 
+def _on_host(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The same in the memory of the host; counters stay."""
+    kind = "pinned_host" if leaf.shape else None
+    return leaf.update(sharding=leaf.sharding.with_memory_kind(kind))
+
+
 @functools.lru_cache
 def abstract(objective: Objective, optimizer, mesh: Mesh, rows: int = 0) -> TrainState:
     """Shapes, types and shardings of the state; no memory is touched.
@@ -82,6 +88,8 @@ def abstract(objective: Objective, optimizer, mesh: Mesh, rows: int = 0) -> Trai
     """
     boxed = jax.eval_shape(functools.partial(init, objective, optimizer), jax.random.key(0))
     state = _laid_out(boxed, mesh)
+    if optimizer.offload:
+        state = state.replace(opt_state=jax.tree.map(_on_host, state.opt_state))
     if objective.carries_memory:
         memory = jax.eval_shape(lambda: objective.initial_memory(rows))
         by_rows = sharding.batch_sharding(mesh)
@@ -200,9 +208,12 @@ def train_step(
         trained
     )
     grads = jax.tree.map(lambda g, p: (g + p) * scale, grads, penalty_grads)
+    opt_state = state.opt_state
+    if optimizer.offload:  # what comes back goes where `abstract` has it
+        opt_state = jax.device_put(opt_state, jax.memory.Space.Device)
     trained, opt_state, scalars = optimizer.update(
         grads,
-        state.opt_state,
+        opt_state,
         trained,
         names=names,
         lr=lr,

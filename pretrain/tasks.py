@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from pretrain import masked, sequences, small
+from pretrain import masked, optim, sequences, small
 from pretrain.config import COLUMNS, LANGUAGE_MODELS, SMALL_MODELS, Reader
 from pretrain.data import cache, encoders, labels, sources, store, tokenizer
 from pretrain.data.loader import Columns, Dataset
@@ -160,6 +160,13 @@ def make_objective(config: Reader, encoder: Encoder, share: float = 1.0) -> Obje
     _check(objective, "objective.loss", LOSSES)
     options = (model, objective.loss, objective.C, share if objective.C else 1.0)
     return Classification(*options) if name == "classify" else Tagging(*options, objective.crf)
+
+
+def make_optimizer(config: Reader) -> optim.Descent | optim.LBFGS:
+    """The optimizer of ``config``, for a model as wide as its own."""
+    trunk = config.model.name not in SMALL_MODELS
+    ratio = backbone_options(config).width_ratio if trunk else 1.0
+    return optim.create(**config.optimizer, width_ratio=ratio)
 
 
 def _check(section: Reader, key: str, known: Iterable[str]) -> None:

@@ -32,7 +32,6 @@ from pretrain import (
     cli,
     evaluators,
     host,
-    optim,
     probe,
     processes,
     record,
@@ -205,7 +204,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     task = tasks.build(read)
     processes.check_same("data", task.fingerprints)
     task, taught = teacher.attach(task, read, mesh)
-    optimizer = optim.create(**read.optimizer)
+    optimizer = tasks.make_optimizer(read)
     batch_size = batch_rows(task, read, mesh)
     num_rows = len(task.splits["train"].dataset)
     rows_per_step = read.train.batch_size or num_rows  # without those that fill up

@@ -56,7 +56,8 @@ def test_a_state_comes_back_on_another_mesh(tmp_path):
 @pytest.mark.parametrize("name", sorted(schema.OPTIMIZERS.keys() - {"lbfgs"}))
 def test_every_optimizers_state_comes_back(name, tmp_path):
     """And the average of the parameters, which is what others load, beside the parameters."""
-    optimizer = optim.create(name, **schema.OPTIMIZERS[name] | {"ema": 0.9, "freeze": ".*/word/.*"})
+    options = {"ema": 0.9, "freeze": ".*/word/.*", "offload": name == "lion"}
+    optimizer = optim.create(name, **schema.OPTIMIZERS[name] | options)
     like = abstract_state(tiny.classification(), optimizer, tiny.mesh())
     rng = np.random.default_rng(0)
     state = jax.tree.map(
@@ -68,6 +69,9 @@ def test_every_optimizers_state_comes_back(name, tmp_path):
     checkpointer.close()
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
+    for x, want in zip(*map(jax.tree.leaves, (restored, like)), strict=True):
+        assert x.sharding.is_equivalent_to(want.sharding, x.ndim)
+        assert x.sharding.memory_kind == want.sharding.memory_kind
     loaded, _ = load_params(tmp_path, tiny.mesh())
     jax.tree.map(np.testing.assert_array_equal, loaded, state.mean)
 

@@ -199,7 +199,9 @@ ENTRY %main.9 (p0: bf16[8,16], p1: bf16[16,32], p2: f32[64]) -> f32[4] {
   %init = (s32[], bf16[8,16]{1,0}, bf16[16,32]{1,0}) tuple(%zero, %p0, %p1)
   %while.1 = (s32[], bf16[8,16], bf16[16,32]) while(%init), condition=%condition, body=%body
   %copy.1 = bf16[8,16]{1,0} copy(%p0), backend_config={"estimated_cycles":"7"}
-  %kernel.4 = bf16[8,16]{1,0} custom-call(%p0), custom_call_target="tpu_custom_call"
+  %kernel.4 = bf16[8,16]{1,0} custom-call(%p0), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={ "xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="jit(step)/pallas_call"}
   %zeros = f32[64]{0} dynamic-update-slice(%p2, %p2, %zero)
   %all-reduce.5 = f32[64]{0} all-reduce(%zeros), channel_id=9, replica_groups={}, to_apply=%add
   ROOT %fusion.2 = f32[4]{0} fusion(%p2), kind=kCustom, calls=%all-reduce-scatter.1

@@ -238,6 +238,33 @@ def test_muon_takes_every_matrix_of_a_layer_and_nothing_else(family):
 # What all optimizers share.
 
 
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("adamw", {}),
+        ("adamw", {"bias_correction": False}),
+        *((name, {}) for name in ("lamb", "lion", "muon", "sgd")),
+    ],
+    ids=str,
+)
+def test_first_moments_in_bfloat16_take_half_and_change_little(name, options):
+    names, params = stacked_case()
+    params = trees.nest(params)
+    wide, narrow = (create(name, mu_dtype=dtype, **options) for dtype in optim.MOMENTS)
+    kept = jax.tree_util.tree_leaves_with_path(narrow.init(params, names))
+    moments = [{str(part)[1:] for part in path} & {"mu", "trace"} for path, _ in kept]
+    kinds = {(bool(first), x.dtype.name) for first, (_, x) in zip(moments, kept, strict=True)}
+    assert (True, "bfloat16") in kinds and (True, "float32") not in kinds
+    assert (False, "bfloat16") not in kinds
+    want, got = (trees.flatten(run(x, params, names)) for x in (wide, narrow))
+    start = trees.flatten(params)
+    for path, x in want.items():
+        moved = np.abs(x - start[path]).max()
+        np.testing.assert_allclose(got[path], x, atol=0.02 * moved, rtol=0, err_msg=path)
+    if name != "lion":  # of which signs alone remain
+        assert any((got[path] != x).any() for path, x in want.items())
+
+
 def test_clipping_is_of_the_norm_of_all_gradients():
     got = run(create("sgd", clip=0.5, momentum=0.0), steps=1)
     grads = gradients(0)

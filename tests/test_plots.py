@@ -80,6 +80,15 @@ def test_size_plot_draws_a_line_for_each_label_count_and_start(rows, drawn):
     assert pretrained[1] == pytest.approx([(0.57 + 0.58 + 0.60) / 3, (0.53 + 0.55 + 0.58) / 3])
 
 
+def test_rates_plot_fills_the_best_of_every_line(drawn):
+    small, large = {1e-3: 3.0, 2e-3: 2.5, 4e-3: 2.9}, {1e-3: 2.2, 2e-3: 2.3}
+    png = plots.loss_versus_rate({"muP": {"1M": small, "15M": large}, "standard": {"1M": small}})
+    assert size(png)[0] == pytest.approx(8.8 * plots.DPI, abs=1)
+    lines, best = drawn[::2], drawn[1::2]
+    assert [dict(zip(x, y, strict=True)) for x, y, _ in lines] == [small, large, small]
+    assert [(x, y) for x, y, _ in best] == [([2e-3], [2.5]), ([1e-3], [2.2]), ([2e-3], [2.5])]
+
+
 def test_styles_tell_models_apart_and_pair_what_belongs_together(rows):
     look = plots.styles(comparison.tasks(rows), rows)
     pretrained, scratch = look[study_table.PRETRAINED], look[study_table.SCRATCH]

@@ -40,6 +40,7 @@ class Together:
 
     freeze = ""
     ema = 0.0
+    offload = False
 
     @property
     def each(self):
@@ -133,6 +134,16 @@ def test_update_does_not_depend_on_layout(name, sizes, accumulate):
     expected, expected_metrics = on_one_device(name)
     assert_close(params, expected)
     assert metrics == pytest.approx(expected_metrics, rel=1e-4)
+
+
+def test_a_state_on_the_host_gives_the_same_updates():
+    offload = tiny.adamw(offload=True)
+    mesh = tiny.mesh(fsdp=2)
+    abstract = state.abstract(CASES["causal"][0], offload, mesh).opt_state
+    kinds = {(x.ndim > 0, x.sharding.memory_kind) for x in jax.tree.leaves(abstract)}
+    assert kinds == {(True, "pinned_host"), (False, "device")}
+    params, _ = three_steps(*CASES["causal"], mesh, optimizer=offload)
+    assert_close(params, on_one_device("causal")[0])
 
 
 def test_gradient_is_that_of_the_mean_over_weights():

@@ -23,7 +23,7 @@ from absl import flags
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict, config_flags
 
-from pretrain import blank, cli, optim, sharding, state
+from pretrain import blank, cli, sharding, state, tasks
 from pretrain import config as configs
 from pretrain.errors import UserError
 from pretrain.trees import flatten
@@ -88,7 +88,8 @@ def explain(config: ConfigDict, sizes: dict[str, int]) -> tuple[str, UserError |
     """The table and the totals; also what training would refuse the mesh with."""
     mesh = sharding.abstract_mesh(sizes)
     objective = blank.objective(config)
-    train_state = state.abstract(objective, optim.create(**configs.Reader(config).optimizer), mesh)
+    optimizer = tasks.make_optimizer(configs.Reader(config))
+    train_state = state.abstract(objective, optimizer, mesh)
     header = ("parameter", "shape", "names", "rule", "spec", "bytes/device", "fallback")
     names = state.parameter_names(objective)
     rows = [header, *lines(train_state.params, names, mesh)]

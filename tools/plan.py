@@ -64,6 +64,7 @@ def report(found: plan.Plan, config: ConfigDict) -> str:
     chip, memory, costs = found.chip, found.memory, found.costs
     mesh = ", ".join(f"{axis} {size}" for axis, size in found.mesh.items()) or "one device"
     hidden, exposed = found.step_seconds
+    elsewhere = " outside of kernels" if costs.kernels else ""
     lines = [
         f"{config.label}: {found.num_params:,} parameters, {config.model.dtype} activations, "
         f"remat {found.remat}",
@@ -76,7 +77,7 @@ def report(found: plan.Plan, config: ConfigDict) -> str:
         f"  needed          {memory.needed / MIB:12,.1f} MiB of {chip.memory_bytes / MIB:,.0f}: "
         f"{'fits' if found.fits else 'DOES NOT FIT'}",
         f"  model FLOPs     {found.model_flops / 1e12:12,.3f} T",
-        f"  compiled FLOPs  {costs.flops / 1e12:12,.3f} T, of matrix products",
+        f"  compiled FLOPs  {costs.flops / 1e12:12,.3f} T, of matrix products{elsewhere}",
     ]
     if costs.cycles:
         lines.append(
@@ -95,9 +96,10 @@ def report(found: plan.Plan, config: ConfigDict) -> str:
     for name, traffic in sorted(costs.collectives.items()):
         sizes = f"{traffic.payload / MIB:14,.1f}{traffic.wire / MIB:12,.1f}"
         lines.append(f"  {name:24}{traffic.count:8,}{sizes}{traffic.synchronous / MIB:12,.1f}")
+    uncounted = ", and what is not counted" if costs.kernels else ""
     lines += [
         f"Step at least {1e3 * hidden:,.1f} ms with collectives hidden behind work, "
-        f"{1e3 * exposed:,.1f} ms with none hidden",
+        f"{1e3 * exposed:,.1f} ms with none hidden{uncounted}",
         f"MFU at most {found.mfu(hidden):.1%}, or {found.mfu(exposed):.1%}",
     ]
     return "\n".join(lines)

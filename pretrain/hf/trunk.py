@@ -31,7 +31,7 @@ def comparable(options: Any, heads: Sequence[str]) -> dict[str, Any]:
     if not isinstance(options, TransformerConfig):
         return fields
     default = MODELS["transformer"]
-    without = []
+    without = ["mup_base_width", "mup_base_head_size"]  # no model that needs them comes here
     if "lm_head" not in heads:
         without += ["head_transform", "head_bias", "tied"]
     if "pooler" not in heads:

@@ -17,6 +17,7 @@ from pretrain.hf.family import CLASSES, CONFIG, HEADS, Family
 from pretrain.hf.files import SHARD_BYTES, write_weights
 from pretrain.hf.tensors import Tensor
 from pretrain.hf.trunk import comparable
+from pretrain.models.options import Widths
 from pretrain.trees import flatten
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,11 @@ def find_family(families: Sequence[Family], options: Any, params: Mapping[str, A
     If none does exactly: the first that does up to what has no effect on a model with these
     parameters, such as the options of a head that is not there.
     """
+    if isinstance(options, Widths) and not options.is_standard:
+        raise UserError(
+            f"config.model.mup_base_width: found {options.mup_base_width} with hidden_size "
+            f"{options.hidden_size}: transformers has no muP, expected 0"
+        )
     closest: dict[str, list[str]] = {}
     for heads in ((*HEADS, "pooler"), tuple(params)):
         closest = {}

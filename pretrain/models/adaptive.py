@@ -99,13 +99,17 @@ class AdaptiveSoftmax(nn.Module):
 
     config: Any  # TransformerXLConfig
 
+    def matrix(self, table: Any, rows: int) -> Any:
+        """`AdaptiveEmbed.weights`, which a call uses where weights are tied."""
+        del rows
+        return table
+
     @nn.compact
     def __call__(
-        self, hidden: jax.Array, table: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
+        self, hidden: jax.Array, matrix: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
     ) -> jax.Array:
-        """``table``: `AdaptiveEmbed.weights`, used where weights are tied."""
         cfg = self.config
-        tables, projections = table
+        tables, projections = matrix
         outputs = [
             Output(rows, width, cfg.tied, cfg.init_std, name=f"output_{index}")
             for index, (rows, width) in enumerate(cfg.tables)

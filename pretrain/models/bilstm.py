@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from pretrain.errors import UserError
 from pretrain.models.layers import dropout
-from pretrain.models.options import check_choices, check_least
+from pretrain.models.options import Widths, check_choices, check_least
 
 WORD_CHARACTERS = 256  # rows of the table of characters: `pretrain.data.words` makes bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class BiLSTMConfig:
+class BiLSTMConfig(Widths):
     """Options of the ``model`` section; see `pretrain.schema`."""
 
     vocab_size: int

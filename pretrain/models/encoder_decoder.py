@@ -11,18 +11,12 @@ import numpy as np
 
 from pretrain.errors import UserError
 from pretrain.models import transformer
+from pretrain.models.attention import attend, attention_mask, attention_scores
 from pretrain.models.heads import LMHead
-from pretrain.models.layers import (
-    Dense,
-    Embed,
-    LayerNorm,
-    RMSNorm,
-    attend,
-    attention_scores,
-    dropout,
-)
+from pretrain.models.layers import Dense, Embed, LayerNorm, RMSNorm, dropout
 from pretrain.models.options import (
     WITHOUT_NORM,
+    Widths,
     check_choices,
     check_divides,
     check_least,
@@ -38,7 +32,7 @@ CHOICES = transformer.CHOICES | {
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderDecoderConfig:
+class EncoderDecoderConfig(Widths):
     """Shape and options of both stacks; meanings and defaults stand in ``pretrain.schema``.
 
     A combination that makes no model is a `UserError`.
@@ -326,7 +320,7 @@ class Stack(nn.Module):
         x = dropout(x, cfg.dropout, None if deterministic else self.make_rng("dropout"))
         x = constrain(x, "batch", "length", None)
         self.sow("intermediates", "embedded", x)
-        mask = transformer.attention_mask(segment_ids, self.causal)
+        mask = attention_mask(segment_ids, self.causal)
         memory_mask = None if memory is None else same_segment(segment_ids, memory_ids)
         x, _ = self.layers(x, mask, bias, memory, memory_mask, deterministic)
         return self.final_norm(x) if cfg.norm_position == "pre" else x
@@ -424,10 +418,10 @@ class EncoderDecoderLMHead(LMHead):
 
     config: EncoderDecoderConfig
 
-    def __call__(self, hidden: jax.Array, table: jax.Array) -> jax.Array:
+    def __call__(self, hidden: jax.Array, matrix: jax.Array) -> jax.Array:
         cfg = self.config
         return super().__call__(
-            hidden * cfg.hidden_size**-0.5 if cfg.scale_logits else hidden, table
+            hidden * cfg.hidden_size**-0.5 if cfg.scale_logits else hidden, matrix
         )
 
 

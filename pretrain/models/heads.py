@@ -1,14 +1,17 @@
 """Heads on a backbone, and the models that join both: what every objective trains."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from pretrain.errors import UserError
+from pretrain.fsdp import copies
 from pretrain.models.layers import ACTIVATIONS, Dense, LayerNorm, dropout, product
 from pretrain.models.options import POOLERS
 from pretrain.models.transformer import TransformerConfig
-from pretrain.sharding import constrain, gathered
+from pretrain.sharding import constrain
 
 
 class LMHead(nn.Module):
@@ -16,36 +19,44 @@ class LMHead(nn.Module):
 
     config: TransformerConfig
 
-    @nn.compact
-    def __call__(self, hidden: jax.Array, table: jax.Array) -> jax.Array:
+    def setup(self):
         cfg = self.config
         if cfg.head_transform:
-            hidden = Dense(
+            self.transform = Dense(
                 ("embed",), (cfg.embedding_width,), ("embed_out",), use_bias=cfg.bias,
-                init_std=cfg.init_std, dtype=cfg.dtype, name="transform",
-            )(hidden)  # fmt: skip
-            hidden = ACTIVATIONS[cfg.activation](hidden)
+                init_std=cfg.matrix_init_std, dtype=cfg.dtype,
+            )  # fmt: skip
+            self.norm = cfg.make_norm()
+        if not cfg.tied:
+            normal, names = nn.initializers.normal(cfg.init_std), ("embed", "vocab")
+            width = cfg.embedding_width if cfg.head_transform else cfg.hidden_size
+            self.kernel = self.param(
+                "kernel", nn.with_logical_partitioning(normal, names), (width, cfg.vocab_size)
+            )
+        if cfg.head_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+            self.bias = self.param("bias", zeros, (cfg.vocab_size,))
+
+    def matrix(self, table: jax.Array, rows: int) -> jax.Array:
+        """What a call multiplies with: `copies` for a batch of so many ``rows``.
+
+        ``table``: the word embedding ``[V, E]``.
+        """
+        if self.config.tied:
+            return copies(table.astype(self.config.dtype), rows, "vocab", "embed")
+        return copies(self.kernel.astype(self.config.dtype), rows, "embed", "vocab")
+
+    def __call__(self, hidden: jax.Array, matrix: jax.Array) -> jax.Array:
+        cfg = self.config
+        if cfg.head_transform:
+            hidden = ACTIVATIONS[cfg.activation](self.transform(hidden))
             # Left to itself, the compiler makes wrong gradients of it on data x fsdp x tensor.
             names = ("batch", "length")[: hidden.ndim - 1]
-            hidden = cfg.make_norm("norm")(constrain(hidden, *names, None))
-        if not cfg.tied:
-            table = self.param(
-                "kernel",
-                nn.with_logical_partitioning(
-                    nn.initializers.normal(cfg.init_std), ("embed", "vocab")
-                ),
-                (hidden.shape[-1], cfg.vocab_size),
-            )
-        names = ("vocab", "embed") if cfg.tied else ("embed", "vocab")
-        table = gathered(table.astype(cfg.dtype), *names)
-        logits = product(hidden, table, transposed=cfg.tied, dtype="float32")
+            hidden = self.norm(constrain(hidden, *names, None))
+        hidden = hidden / cfg.width_ratio
+        logits = product(hidden, matrix, transposed=cfg.tied, dtype="float32")
         if cfg.head_bias:
-            bias = self.param(
-                "bias",
-                nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",)),
-                (cfg.vocab_size,),
-            )
-            logits = logits + bias.reshape((1,) * (logits.ndim - 1) + (-1,))
+            logits = logits + self.bias.reshape((1,) * (logits.ndim - 1) + (-1,))
         return logits
 
     def forward_flops(self) -> int:
@@ -65,9 +76,18 @@ class LanguageModel(nn.Module):
     def __call__(self, tokens, **inputs) -> jax.Array:
         return self.trunk(tokens, **inputs)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def matrix(self, rows: int) -> Any:
+        """What `logits` of a batch of so many ``rows`` are made with, for several calls to share.
+
+        In a loop each would gather it anew, and add up its gradient over all devices.
+        """
+        return self.lm_head.matrix(self.trunk.output_table(), rows)
+
+    def logits(self, hidden: jax.Array, matrix: Any = None) -> jax.Array:
         """``[..., D] -> [..., V]``, float32."""
-        return self.lm_head(hidden, self.trunk.output_table())
+        if matrix is None:
+            matrix = self.matrix(len(hidden) if hidden.ndim > 1 else 0)
+        return self.lm_head(hidden, matrix)
 
     def initialise(self, tokens: jax.Array) -> jax.Array:
         """Touches every parameter; for ``init``."""
@@ -95,7 +115,8 @@ class PairModel(LanguageModel):
     def pair_logits(self, hidden: jax.Array, segment_ids: jax.Array) -> jax.Array:
         """``[B, S, D] -> [B, 2]``, float32."""
         pooled = pool(hidden, segment_ids, POOLERS[self.trunk.config.pooler].position)
-        return self.pair_head(self.pooler(pooled)).astype(jnp.float32)
+        pooled = self.pooler(pooled) / self.trunk.config.width_ratio
+        return self.pair_head(pooled).astype(jnp.float32)
 
     def initialise(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Touches every parameter; for ``init``."""
@@ -132,7 +153,7 @@ class Pooler(nn.Module):
             return pooled
         pooled = Dense(
             ("embed",), (cfg.hidden_size,), ("embed_out",), use_bias=style.bias,
-            init_std=cfg.init_std, dtype=cfg.dtype, name="dense",
+            init_std=cfg.matrix_init_std, dtype=cfg.dtype, name="dense",
         )(pooled)  # fmt: skip
         pooled = ACTIVATIONS[style.activation](pooled)
         if style.norm:
@@ -194,7 +215,7 @@ class LabelModel(nn.Module):
         logits = Dense(
             ("embed",), (self.num_classes,), ("classes",), use_bias=use_bias,
             init_std=cfg.init_std, dtype=cfg.dtype, name=name,
-        )(x)  # fmt: skip
+        )(x / cfg.width_ratio)  # fmt: skip
         return logits.astype(jnp.float32)
 
 
@@ -262,12 +283,14 @@ class DiscriminatorHead(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
         cfg = self.config
-        dense = dict(init_std=cfg.init_std, dtype=cfg.dtype)
-        hidden = Dense(("embed",), (cfg.hidden_size,), ("embed_out",), name="transform", **dense)(
-            hidden
-        )
-        hidden = ACTIVATIONS[cfg.activation](hidden)
-        logits = Dense(("embed",), (1,), ("classes",), name="out", **dense)(hidden)
+        hidden = Dense(
+            ("embed",), (cfg.hidden_size,), ("embed_out",),
+            init_std=cfg.matrix_init_std, dtype=cfg.dtype, name="transform",
+        )(hidden)  # fmt: skip
+        hidden = ACTIVATIONS[cfg.activation](hidden) / cfg.width_ratio
+        logits = Dense(
+            ("embed",), (1,), ("classes",), init_std=cfg.init_std, dtype=cfg.dtype, name="out"
+        )(hidden)
         return logits[..., 0].astype(jnp.float32)
 
 

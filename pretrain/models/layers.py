@@ -4,6 +4,7 @@ Parameters are float32 and carry logical axis names (``pretrain.sharding`` maps 
 ``dtype`` is the type of the activations.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,8 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from pretrain.sharding import constrain, gathered, is_split
+from pretrain.fsdp import by_group, copies
+from pretrain.models.options import PRODUCT
+from pretrain.sharding import constrain, is_split, platform
 
 
 @jax.custom_vjp
@@ -44,18 +48,36 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def product(
-    x: jax.Array, matrix: jax.Array, *, transposed: bool = False, dtype: str | None = None
+    x: jax.Array,
+    matrix: jax.Array,
+    *,
+    dims: tuple[int, int] = (1, 1),
+    transposed: bool = False,
+    dtype: str | None = None,
 ) -> jax.Array:
-    """``x [..., I]`` by ``matrix [I, O]``, or ``[O, I]`` transposed: ``[..., O]`` of ``dtype``."""
+    """``x [..., *I]`` by ``matrix [*I, *O]``, or ``[*O, *I]`` transposed: ``[..., *O]``.
 
-    def dot(x):
-        contracted = (((x.ndim - 1,), (1 if transposed else 0,)), ((), ()))
-        return jax.lax.dot_general(x, matrix, contracted, preferred_element_type=dtype)
-
-    if is_split("length"):  # devices have parts of every row: no part of the flat B x S positions
-        return dot(x)
-    # One two-dimensional product: the CPU backend is slow on anything else, going backward.
-    return dot(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+    ``dims``: how many dimensions ``I`` and ``O`` have. ``matrix`` may be `copies` for the rows of
+    ``x``. ``dtype``: of the result.
+    """
+    inputs, outputs = dims
+    groups, leading = matrix.ndim - inputs - outputs, x.shape[: x.ndim - inputs]
+    first = groups + outputs * transposed  # of the dimensions of matrix that are contracted
+    contracted = tuple(range(first, first + inputs))
+    shape = matrix.shape[groups : groups + outputs] if transposed else matrix.shape[-outputs:]
+    if groups:
+        x, over = by_group(x), tuple(range(groups))
+        ours = tuple(range(x.ndim - inputs, x.ndim))
+        y = jax.lax.dot_general(x, matrix, ((ours, contracted), (over, over)), None, dtype)
+        return y.reshape(*leading, *shape)
+    # One two-dimensional product: the CPU backend is slow on anything else, going backward. But
+    # where devices have parts of every row, they have no part of the flat B x S positions.
+    size = math.prod(x.shape[-inputs:])
+    x = x.reshape(*leading, size) if is_split("length") else x.reshape(-1, size)
+    matrix = matrix.reshape(-1, size) if transposed else matrix.reshape(size, -1)
+    contracted = ((x.ndim - 1,), (int(transposed),))
+    y = jax.lax.dot_general(x, matrix, (contracted, ((), ())), None, dtype)
+    return y.reshape(*leading, *shape)
 
 
 class Dense(nn.Module):
@@ -82,18 +104,17 @@ class Dense(nn.Module):
             ),
             (*in_shape, *self.out_shape),
         )
-        inputs = math.prod(in_shape)
-        x = x.reshape(*leading, inputs).astype(self.dtype)
-        kernel = gathered(kernel.astype(self.dtype), *self.in_axes, *self.out_axes)
-        y = product(x, kernel.reshape(inputs, -1))
+        kernel = kernel.astype(self.dtype)
+        kernel = copies(kernel, len(x) if leading else 0, *self.in_axes, *self.out_axes)
+        y = product(x.astype(self.dtype), kernel, dims=(rank, len(self.out_axes)))
+        y = checkpoint_name(y, PRODUCT)
         if self.use_bias:
             bias = self.param(
                 "bias",
                 nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.out_axes)),
                 tuple(self.out_shape),
             )
-            y = y + bias.astype(self.dtype).reshape((1,) * len(leading) + (-1,))
-        y = y.reshape(*leading, *self.out_shape)
+            y = y + bias.astype(self.dtype).reshape((1,) * len(leading) + bias.shape)
         if len(leading) == 2:  # else, of one vector a row, or none, the inputs tell
             y = constrain(y, "batch", "length", *self.out_axes)
         return y
@@ -170,35 +191,33 @@ class Embed(nn.Module):
             low, high, last = found.min(), found.max(), self.num_embeddings - 1
             if low < 0 or high > last:
                 raise ValueError(f"{self.name}: ids from {low} to {high}, expected 0 to {last}")
-        table = gathered(jnp.asarray(self.embedding), self.axis, "embed")
-        rows = table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        return rows.astype(self.dtype)
+        table = jnp.asarray(self.embedding).astype(self.dtype)
+        rows = functools.partial(_rows, shape=table.shape, dtype=self.dtype)
+        table = copies(table, len(ids) if ids.ndim else 0, self.axis, "embed")
+        if groups := table.ndim - 2:
+            for _ in range(groups):
+                rows = jax.vmap(rows)
+            return rows(table, by_group(ids)).reshape(*ids.shape, -1)
+        return rows(table, ids)
 
 
-def attention_scores(query: jax.Array, key: jax.Array) -> jax.Array:
-    """``[B, H, Q, d]`` by ``[B, H, K, d]`` -> ``[B, H, Q, K]``, float32 whatever the inputs are."""
-    key = constrain(key, "batch", "heads", None, None)  # of all positions: queries may be split
-    return jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _rows(table: jax.Array, ids: jax.Array, shape: tuple[int, int], dtype: str) -> jax.Array:
+    """Rows of a table of this shape and type. Frequent ones add up their gradients in float32."""
+    del shape, dtype
+    return table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
-def attend(
-    module: nn.Module, scores: jax.Array, value: jax.Array, mask: jax.Array, deterministic: bool
-) -> jax.Array:
-    """Means ``[B, Q, H, d]`` of ``value [B, H, K, d]`` by the softmax of ``scores [B, H, Q, K]``.
+def _add_rows(shape, dtype, ids, grad):
+    total = (
+        jnp.zeros(shape, jnp.float32)
+        .at[ids]
+        .add(grad.astype(jnp.float32), mode="drop", wrap_negative_indices=False)
+    )
+    return total.astype(dtype), None
 
-    What ``mask``, bool ``[B, 1, Q, K]``, hides gets the least float32 and not minus infinity: a
-    row that sees nothing would be NaN. ``module`` tells the masked scores as
-    ``attention_scores``; of its config are the dropout of the weights and their ``dtype``.
-    """
-    cfg = module.config
-    scores = constrain(scores, "batch", "heads", "length", None)
-    value = constrain(value, "batch", "heads", None, None)
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    module.sow("intermediates", "attention_scores", scores)
-    weights = nn.softmax(scores).astype(cfg.dtype)
-    rng = None if deterministic else module.make_rng("dropout")
-    weights = dropout(weights, cfg.attention_dropout, rng)
-    return jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
+
+_rows.defvjp(lambda table, ids, shape, dtype: (_rows(table, ids, shape, dtype), ids), _add_rows)
 
 
 def mix(word: jax.Array) -> jax.Array:
@@ -238,6 +257,20 @@ def rotary(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
     frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies.reshape(1, 1, 1, half)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if platform() == "tpu":
+        cos, sin = jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
+        return (x.astype(jnp.float32) * cos + _swapped(x) * sin).astype(x.dtype)
     first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
     return rotated.astype(x.dtype)
+
+
+def _swapped(x: jax.Array) -> jax.Array:
+    """Both halves of the last dimension of ``x [B, S, H, d]`` in each other's place, in float32.
+
+    A product with a permutation, which is exact: TPUs are slow at moving parts of their registers.
+    """
+    matrix = jnp.roll(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape[-1] // 2, 0)
+    precision = None if x.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+    contracted = (((3,), (0,)), ((), ()))
+    return jax.lax.dot_general(x, matrix, contracted, precision, jnp.float32)

@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 
 from pretrain.errors import UserError
+from pretrain.fsdp import copies
+from pretrain.models.attention import attend, attention_mask, attention_scores
 from pretrain.models.layers import (
     ACTIVATIONS,
     Dense,
     Embed,
     LayerNorm,
-    attend,
-    attention_scores,
     dropout,
     product,
 )
-from pretrain.models.options import check_choices, check_divides, check_least
-from pretrain.models.transformer import attention_mask, rematerialised
-from pretrain.sharding import constrain, gathered
+from pretrain.models.options import Widths, check_choices, check_divides, check_least
+from pretrain.models.transformer import rematerialised
+from pretrain.sharding import constrain
 
 CHOICES = {
     "attention_input": ("full", "shared", "bottleneck"),
@@ -30,7 +30,7 @@ CHOICES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class MobileBertConfig:
+class MobileBertConfig(Widths):
     """Shape and options of a MobileBERT; meanings and defaults stand in ``pretrain.schema``.
 
     A combination that makes no model is a `UserError`.
@@ -295,31 +295,35 @@ class MobileBertLMHead(nn.Module):
 
     config: MobileBertConfig
 
-    @nn.compact
-    def __call__(self, hidden: jax.Array, table: jax.Array) -> jax.Array:
+    def setup(self):
         cfg = self.config
-        hidden = cfg.dense(cfg.hidden_size, ("embed", "embed_out"), "transform")(hidden)
-        hidden = ACTIVATIONS[cfg.activation](hidden)
-        # Left to itself, the compiler makes wrong gradients of it on data x fsdp x tensor.
-        names = ("batch", "length")[: hidden.ndim - 1]
-        hidden = constrain(hidden, *names, None)
-        hidden = LayerNorm(cfg.norm_eps, dtype=cfg.dtype, name="norm")(hidden)
-        kernel = self.param(
+        self.transform = cfg.dense(cfg.hidden_size, ("embed", "embed_out"))
+        self.norm = LayerNorm(cfg.norm_eps, dtype=cfg.dtype)
+        normal, zeros = nn.initializers.normal(cfg.init_std), nn.initializers.zeros
+        self.kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), ("embed", "vocab")),
+            nn.with_logical_partitioning(normal, ("embed", "vocab")),
             (cfg.hidden_size - cfg.embedding_size, cfg.vocab_size),
         )
-        bias = self.param(
-            "bias",
-            nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",)),
-            (cfg.vocab_size,),
+        self.bias = self.param(
+            "bias", nn.with_logical_partitioning(zeros, ("vocab",)), (cfg.vocab_size,)
         )
-        shared, own = jnp.split(hidden, [cfg.embedding_size], axis=-1)
-        table = gathered(table.astype(cfg.dtype), "vocab", "embed")
-        kernel = gathered(kernel.astype(cfg.dtype), "embed", "vocab")
-        logits = product(shared, table, transposed=True, dtype="float32")
-        logits = logits + bias.reshape((1,) * (logits.ndim - 1) + (-1,))
-        return logits + product(own, kernel, dtype="float32")
+
+    def matrix(self, table: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+        """What a call multiplies with: `copies` for a batch of so many ``rows``."""
+        dtype = self.config.dtype
+        shared = copies(table.astype(dtype), rows, "vocab", "embed")
+        return shared, copies(self.kernel.astype(dtype), rows, "embed", "vocab")
+
+    def __call__(self, hidden: jax.Array, matrix: tuple[jax.Array, jax.Array]) -> jax.Array:
+        hidden = ACTIVATIONS[self.config.activation](self.transform(hidden))
+        # Left to itself, the compiler makes wrong gradients of it on data x fsdp x tensor.
+        names = ("batch", "length")[: hidden.ndim - 1]
+        hidden = self.norm(constrain(hidden, *names, None))
+        shared, own = jnp.split(hidden, [self.config.embedding_size], axis=-1)
+        logits = product(shared, matrix[0], transposed=True, dtype="float32")
+        logits = logits + self.bias.reshape((1,) * (logits.ndim - 1) + (-1,))
+        return logits + product(own, matrix[1], dtype="float32")
 
     def forward_flops(self) -> int:
         """Of one position."""

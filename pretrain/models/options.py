@@ -1,14 +1,26 @@
 """What the options of all families have in common: choices, checks, and ways of pooling."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 
 from pretrain.errors import UserError
 
-# What a layer keeps for the backward pass: nothing but its input, or what a policy says.
-POLICIES = {n: p for n, p in vars(jax.checkpoint_policies).items() if n.endswith("saveable")}
-POLICIES |= {"full": None, "minimal": POLICIES["dots_with_no_batch_dims_saveable"]}
+PRODUCT = "product"  # names what a product with weights comes to,
+CONTEXT = "context"  # what attention comes to, and what its kernel keeps
+# What a layer keeps for the backward pass: nothing but its input, or what a policy says. Not those
+# that look for products without batch dimensions: copies of weights are one (`pretrain.fsdp`).
+POLICIES = {
+    name: policy
+    for name, policy in vars(jax.checkpoint_policies).items()
+    if name.endswith("saveable") and "no_batch_dims" not in name
+}
+POLICIES |= {
+    "full": None,
+    "minimal": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "minimal_with_context": jax.checkpoint_policies.save_only_these_names(PRODUCT, CONTEXT),
+}
 REMAT = ("none", *sorted(POLICIES))
 SHARED = {"dtype": ("float32", "bfloat16"), "remat": REMAT}
 
@@ -35,6 +47,24 @@ POOLERS = {  # of objective.pool "pooler", by model.pooler
 }
 # A pooler's norm is the trunk's, with or without bias: other families have no such option.
 WITHOUT_NORM = tuple(name for name, style in POOLERS.items() if not style.norm)
+
+
+class Widths:
+    """How the options of a family say that its parameters scale with its width.
+
+    muP (Yang et al. 2022): a model has the hyperparameters of a narrower base. In the form of
+    their Table 8, matrices from width to width begin smaller and learn at a lower rate
+    (`pretrain.optim.width_scales`), and what goes into logits is divided by the ratio. With a
+    ratio of 1, as of every family but the trunk, it is the standard parametrisation.
+    """
+
+    width_ratio = 1.0  # of the width to the base's
+    is_standard = True
+
+    @property
+    def matrix_init_std(self) -> float:
+        """Of matrices from width to width, whose fan-in grows."""
+        return self.init_std / math.sqrt(self.width_ratio)
 
 
 def check_choices(options: Any, choices: dict[str, tuple[str, ...]]) -> None:

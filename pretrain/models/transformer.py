@@ -8,20 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from pretrain.errors import UserError
+from pretrain.models.attention import KERNELS, Shape, Sight, attention, sight
 from pretrain.models.layers import (
     ACTIVATIONS,
     Dense,
     Embed,
     LayerNorm,
     RMSNorm,
-    attend,
-    attention_scores,
     dropout,
     rotary,
 )
 from pretrain.models.options import (
     POLICIES,
     POOLERS,
+    Widths,
     check_choices,
     check_divides,
     check_least,
@@ -39,7 +39,7 @@ CHOICES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(Widths):
     """Shape and options of a transformer; meanings and defaults stand in ``pretrain.schema``.
 
     A combination that makes no model is a `UserError`.
@@ -77,14 +77,17 @@ class TransformerConfig:
     head_bias: bool
     init_std: float
     scale_residual_init: bool
+    mup_base_width: int
+    mup_base_head_size: int
     dropout: float
     attention_dropout: float
     dtype: str
     remat: str
+    attention: str
     unroll: int
 
     def __post_init__(self):
-        check_choices(self, CHOICES)
+        check_choices(self, CHOICES | {"attention": KERNELS})
         check_least(self, local_window=0, global_every=1)
         check_position_offset(self)
         if not self.head_size:
@@ -100,6 +103,11 @@ class TransformerConfig:
             raise UserError(
                 f"config.model.num_heads: {self.num_heads} makes heads of odd size "
                 f"{self.head_width}; expected an even size for rotary positions"
+            )
+        if self.mup_base_head_size and not self.mup_base_width:
+            raise UserError(
+                f"config.model.mup_base_head_size: found {self.mup_base_head_size} with "
+                "mup_base_width 0, the standard parametrisation; expected 0"
             )
         if not self.first_norm and self.norm_position != "pre":
             raise UserError(
@@ -117,6 +125,12 @@ class TransformerConfig:
         return self.head_size or self.hidden_size // self.num_heads
 
     @property
+    def attention_scale(self) -> float:
+        """Of queries: 1 / sqrt(head size); beyond the head size of muP's base 1 / head size."""
+        base = self.mup_base_head_size or self.head_width
+        return self.head_width**-0.5 * math.sqrt(base / self.head_width)
+
+    @property
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads
 
@@ -125,37 +139,25 @@ class TransformerConfig:
         return self.embedding_size or self.hidden_size
 
     @property
+    def width_ratio(self) -> float:
+        return self.hidden_size / self.mup_base_width if self.mup_base_width else 1.0
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether its parameters mean what they would without muP."""
+        return self.width_ratio == 1 and self.attention_scale == self.head_width**-0.5
+
+    @property
     def residual_init_std(self) -> float:
         """Of the projections that write to the residual stream."""
         scale = math.sqrt(2 * self.num_layers) if self.scale_residual_init else 1.0
-        return self.init_std / scale
+        return self.matrix_init_std / scale
 
     def make_norm(self, name: str | None = None) -> nn.Module:
         """The norm that the options name."""
         if self.norm == "rms":
             return RMSNorm(self.norm_eps, self.dtype, name=name)
         return LayerNorm(self.norm_eps, self.norm_bias, self.dtype, name=name)
-
-
-def attention_mask(
-    segment_ids: jax.Array, causal: bool, prefix: jax.Array | None = None
-) -> jax.Array:
-    """``[B, S]`` -> bool ``[B, 1, S, S]``: which keys (last) each query sees.
-
-    Only positions of the same segment; padding (0) sees padding, so that no row is empty. Causal:
-    no later ones, but for those of the ``prefix``, bool ``[B, S]``, which all of their segment see.
-    """
-    mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    if causal:
-        seen = jnp.tril(jnp.ones((1, 1, *mask.shape[-2:]), bool))
-        mask &= seen if prefix is None else seen | prefix[:, None, None, :]
-    return mask
-
-
-def near(length: int, window: int) -> jax.Array:
-    """Bool ``[1, 1, S, S]``: positions at most ``window`` apart."""
-    place = jnp.arange(length)
-    return (jnp.abs(place[:, None] - place[None, :]) <= window)[None, None]
 
 
 class Attention(nn.Module):
@@ -167,7 +169,7 @@ class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, local, mask, positions, deterministic: bool):
+    def __call__(self, x, local, seen: Sight, positions, deterministic: bool):
         cfg = self.config
 
         def project(name, heads):
@@ -176,7 +178,7 @@ class Attention(nn.Module):
                 (heads, cfg.head_width),
                 ("heads", "kv"),
                 use_bias=cfg.bias,
-                init_std=cfg.init_std,
+                init_std=cfg.matrix_init_std,
                 dtype=cfg.dtype,
                 name=name,
             )(x)
@@ -188,14 +190,10 @@ class Attention(nn.Module):
         base = cfg.rotary_base
         if cfg.local_window:
             base = jnp.where(local, cfg.local_rotary_base, cfg.rotary_base)
-            mask = mask & (~local | near(x.shape[1], cfg.local_window))
         if cfg.position == "rotary":
             query, key = rotary(query, positions, base), rotary(key, positions, base)
-        if cfg.kv_heads < cfg.num_heads:
-            groups = cfg.num_heads // cfg.kv_heads
-            key, value = jnp.repeat(key, groups, axis=2), jnp.repeat(value, groups, axis=2)
-        query, key, value = (x.swapaxes(1, 2) for x in (query * cfg.head_width**-0.5, key, value))
-        context = attend(self, attention_scores(query, key), value, mask, deterministic)
+        query = query * cfg.attention_scale
+        context = attention(self, query, key, value, seen, local, deterministic)
         return Dense(
             ("heads", "kv"),
             (cfg.hidden_size,),
@@ -222,7 +220,7 @@ class FeedForward(nn.Module):
                 (cfg.ffn_size,),
                 ("mlp",),
                 use_bias=cfg.bias,
-                init_std=cfg.init_std,
+                init_std=cfg.matrix_init_std,
                 dtype=cfg.dtype,
                 name=name,
             )(x)
@@ -247,9 +245,9 @@ class Block(nn.Module):
     attention_norm: bool = True
 
     @nn.compact
-    def __call__(self, x, local, mask, positions, deterministic: bool):
+    def __call__(self, x, local, seen: Sight, positions, deterministic: bool):
         cfg = self.config
-        attention = Attention(cfg, name="attention")
+        attend = Attention(cfg, name="attention")
         feed_forward = FeedForward(cfg, name="ffn")
 
         def drop(y):
@@ -257,10 +255,10 @@ class Block(nn.Module):
 
         if cfg.norm_position == "pre":
             y = cfg.make_norm("attention_norm")(x) if self.attention_norm else x
-            x = x + drop(attention(y, local, mask, positions, deterministic))
+            x = x + drop(attend(y, local, seen, positions, deterministic))
             x = x + drop(feed_forward(cfg.make_norm("ffn_norm")(x)))
         else:
-            y = drop(attention(x, local, mask, positions, deterministic))
+            y = drop(attend(x, local, seen, positions, deterministic))
             x = cfg.make_norm("attention_norm")(x + y)
             x = cfg.make_norm("ffn_norm")(x + drop(feed_forward(x)))
         x = constrain(x, "batch", "length", None)
@@ -297,7 +295,7 @@ class Transformer(nn.Module):
                 ("embed",),
                 (cfg.hidden_size,),
                 ("embed_out",),
-                init_std=cfg.init_std,
+                init_std=cfg.matrix_init_std,
                 dtype=cfg.dtype,
             )
         block = rematerialised(Block, cfg.remat, static_argnums=(5,))
@@ -354,13 +352,34 @@ class Transformer(nn.Module):
             x = self.embedding_projection(x)
         x = constrain(x, "batch", "length", None)
         self.sow("intermediates", "embedded", x)
-        mask = attention_mask(segment_ids, cfg.causal, prefix)
+        seen = self.sight(segment_ids, prefix, deterministic)
         local = jnp.arange(cfg.num_layers) % cfg.global_every != 0
         if not cfg.first_norm:
-            x, _ = self.first_layer(x, local[0], mask, positions, deterministic)
+            x, _ = self.first_layer(x, local[0], seen, positions, deterministic)
             local = local[1:]
-        x, _ = self.layers(x, local, mask, positions, deterministic)
+        x, _ = self.layers(x, local, seen, positions, deterministic)
         return self.final_norm(x) if cfg.norm_position == "pre" else x
+
+    def sight(self, segment_ids: jax.Array, prefix: jax.Array | None, deterministic: bool) -> Sight:
+        """What every layer's attention needs to know."""
+        cfg = self.config
+        shape = Shape(
+            *segment_ids.shape,
+            heads=cfg.num_heads,
+            kv_heads=cfg.kv_heads,
+            head_size=cfg.head_width,
+            dtype=cfg.dtype,
+            causal=cfg.causal,
+            window=cfg.local_window,
+        )
+        return sight(
+            "plain" if self.is_initializing() else cfg.attention,
+            shape,
+            segment_ids,
+            prefix=prefix,
+            dropout=0.0 if deterministic else cfg.attention_dropout,
+            told=self.is_mutable_collection("intermediates"),
+        )
 
     def output_table(self) -> jax.Array:
         """The word embedding ``[V, E]``, for a tied vocabulary head."""

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from pretrain.errors import UserError
 from pretrain.models.adaptive import AdaptiveEmbed
-from pretrain.models.layers import Dense, LayerNorm, attend, attention_scores, dropout
-from pretrain.models.options import WITHOUT_NORM, check_choices, check_divides, check_least
+from pretrain.models.attention import attend, attention_scores
+from pretrain.models.layers import Dense, LayerNorm, dropout
+from pretrain.models.options import WITHOUT_NORM, Widths, check_choices, check_divides, check_least
 from pretrain.models.transformer import count_pairs, rematerialised
 from pretrain.sharding import constrain
 
@@ -25,7 +26,7 @@ CHOICES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerXLConfig:
+class TransformerXLConfig(Widths):
     """Shape and options of a Transformer-XL; meanings and defaults stand in ``pretrain.schema``.
 
     A combination that makes no model is a `UserError`.

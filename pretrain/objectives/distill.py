@@ -206,11 +206,10 @@ class Distilled(Objective):
             values = divergence(batch["teacher_log_probs"], output, T)
             return (values * self.student.weights(batch)).sum()
         student, weights = self.student.predicted(output, batch)
+        logits = self.student.logits_of(own, len(student))
         if self.teacher is None:
             values = in_chunks(
-                lambda s, ids, log_probs: top_divergence(
-                    log_probs, ids, self._logits(self.student, own, s), T
-                ),
+                lambda s, ids, log_probs: top_divergence(log_probs, ids, logits(s), T),
                 (student, batch["teacher_ids"], batch["teacher_log_probs"]),
                 self.chunk_size,
             )
@@ -221,18 +220,11 @@ class Distilled(Objective):
             student, teacher = output, theirs
             real = (batch["segment_ids"] > 0).astype(jnp.float32)
             weights = rows * real / jnp.maximum(real.sum(-1, keepdims=True), 1.0)
+        target = self.teacher.logits_of(self.params, len(teacher))
         values = in_chunks(
-            lambda s, t: divergence(
-                self._logits(self.teacher, self.params, t), self._logits(self.student, own, s), T
-            ),
-            (student, teacher),
-            self.chunk_size,
+            lambda s, t: divergence(target(t), logits(s), T), (student, teacher), self.chunk_size
         )
         return (values * weights).sum()
-
-    @staticmethod
-    def _logits(objective: Objective, params: dict, hidden: jax.Array) -> jax.Array:
-        return objective.model.apply({"params": params}, hidden, method="logits")
 
     def _projection(self, params: dict) -> Callable[[jax.Array, int], jax.Array]:
         """Maps states of the student's layer (0: embeddings) to the teacher's width."""

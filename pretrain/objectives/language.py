@@ -54,6 +54,11 @@ class Language(Objective):
         sums = {"loss": losses, "accuracy": hits}
         return {name: ((x * weights).sum(), total) for name, x in sums.items()}, hits
 
+    def logits_of(self, params: dict, rows: int) -> Callable[[jax.Array], jax.Array]:
+        """Logits of a part of a batch of so many ``rows``, for loops over parts."""
+        matrix = self.model.apply({"params": params}, rows, method="matrix")
+        return lambda x: self.model.apply({"params": params}, x, matrix, method="logits")
+
     def cross_entropy(
         self, params: dict, hidden: jax.Array, labels: jax.Array, chunk_size: int
     ) -> tuple[jax.Array, jax.Array]:
@@ -63,8 +68,10 @@ class Language(Objective):
         time. A chunk has positions of every row, so that each device works on its own rows.
         """
 
+        to_logits = self.logits_of(params, len(hidden))
+
         def score(hidden, labels):
-            logits = self.model.apply({"params": params}, hidden, method="logits")
+            logits = to_logits(hidden)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return losses, (logits.argmax(-1) == labels).astype(jnp.float32)
 

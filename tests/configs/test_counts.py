@@ -7,11 +7,11 @@ import jax
 import pytest
 
 from configs import bert, ladder
-from pretrain import blank, tasks
+from pretrain import blank, study, tasks
 from pretrain import config as configs
 from pretrain.models.families import FAMILIES
 from pretrain.models.heads import Classifier, Tagger
-from tests.configs.test_configs import MODULES, load
+from tests.configs.test_configs import FOLDER, MODULES, load
 from tools import params
 
 # As trained, with the head of the objective. Published numbers are those of the sizes that others
@@ -307,6 +307,20 @@ def test_ladder_follows_its_rule(variant):
     assert config.train.budget == f"{20 * 49_152 * k**3} tokens"
     masked = load("ladder", f"{variant},objective=mlm").model.to_dict()
     assert masked == config.model.to_dict() | {"causal": False}
+
+
+@pytest.mark.parametrize("size, total", [("1M", 1_065_344), ("4M", 4_096_768), ("15M", 16_057_856)])
+def test_sizes_of_the_study_of_learning_rates(size, total):
+    """Whatever the parametrisation; a layer has 12 width^2 + 13 width."""
+    width = MODULES["mup"].WIDTHS[size]
+    layers = 5 * (12 * width**2 + 13 * width)
+    assert layers + (512 + 64) * width + 2 * width == total
+    runs = study.parse_runs(MODULES["mup"].get_config().runs)
+    models = {run.model: run for run in runs if run.model.startswith(size)}
+    assert len(models) == (1 if size == "1M" else 2)
+    for run in models.values():
+        config = configs.load(str(FOLDER / "gpt.py"), run.arg, run.overrides)
+        assert params.describe(config)["total"] == total
 
 
 def test_every_family_publishes_its_vocabulary_in_one_way():

@@ -13,9 +13,9 @@ from pretrain import schema
 from pretrain.errors import UserError
 from pretrain.models import (
     adaptive,
+    attention,
     encoder_decoder,
     heads,
-    layers,
     mobilebert,
     transformer,
     transformer_xl,
@@ -29,7 +29,7 @@ PARTS = {  # of each, the parts that read its options beside those that all fami
     "transformer_xl": (transformer_xl, adaptive),
     "encoder_decoder": (encoder_decoder, transformer.FeedForward, heads.LMHead),
 }
-COMMON = (heads.Pooler, layers.attend)
+COMMON = (heads.Pooler, attention.attend)
 
 
 def read_options(part) -> set[str]:

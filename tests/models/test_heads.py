@@ -63,7 +63,7 @@ def test_lm_head_is_tied_to_the_word_embedding(transform):
 
 def test_logits_of_a_bfloat16_model_are_float32():
     config = tiny.transformer(dtype="bfloat16")
-    embedding = jnp.ones((tiny.VOCAB, 16))
+    embedding = jnp.ones((tiny.VOCAB, 16), jnp.bfloat16)
     hidden = jnp.ones((2, 16), jnp.bfloat16)
     variables = LMHead(config).init(jax.random.key(0), hidden, embedding)
     assert LMHead(config).apply(variables, hidden, embedding).dtype == jnp.float32

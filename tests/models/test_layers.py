@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pretrain.models import layers
 from pretrain.models.layers import ACTIVATIONS, Dense, Embed, LayerNorm, dropout, rotary
 from tests import tiny
 
@@ -96,6 +97,14 @@ def test_embed_has_no_row_for_other_ids(wrong):
     np.testing.assert_array_equal(gradient, [[0] * 4, [0] * 4, [1] * 4])
 
 
+def test_gradients_of_a_frequent_row_add_up_in_float32():
+    """In bfloat16 the 257th one would change nothing."""
+    module, ids = Embed(3, 4, "vocab", dtype="bfloat16"), np.ones(1000, np.int32)
+    params, _ = init_and_apply(module, ids)
+    grad = jax.grad(lambda p: module.apply({"params": p}, ids).astype("float32").sum())(params)
+    np.testing.assert_array_equal(grad["embedding"], [[0] * 4, [1000] * 4, [0] * 4])
+
+
 def test_embed_of_a_sharded_table():
     ids = np.random.default_rng(0).integers(0, 16, (4, 6)).astype(np.int32)
     table = np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32)
@@ -152,6 +161,23 @@ def test_rotary_turns_pairs_by_the_published_angles():
     pairs = x[0, :, 0, :4] + 1j * x[0, :, 0, 4:]
     turned = pairs * np.exp(1j * np.array([[0.0], [1], [5]]) * 100.0 ** (-np.arange(4) / 4))
     np.testing.assert_allclose(got[0, :, 0], np.concatenate([turned.real, turned.imag], -1), 1e-5)
+
+
+@pytest.mark.parametrize("dtype, close", [("float32", 1e-6), ("bfloat16", 0.02)])
+def test_rotary_for_tpus_gives_the_same(monkeypatch, dtype, close):
+    """Gradients too; the forward pass rounds once in either way."""
+    x, grad = jax.random.normal(jax.random.key(0), (2, 2, 5, 3, 8)).astype(dtype)
+    positions = jnp.tile(jnp.arange(5), (2, 1))
+    expected, backward = jax.vjp(lambda x: rotary(x, positions, 100.0), x)
+    monkeypatch.setattr(layers, "platform", lambda: "tpu")
+    found, backward_there = jax.vjp(lambda x: rotary(x, positions, 100.0), x)
+    close_forward = dict(rtol=0, atol=1e-6 if dtype == "float32" else 0)
+    for ours, theirs, bounds in (
+        (found, expected, close_forward),
+        (*backward_there(grad), *backward(grad), dict(rtol=close, atol=close)),
+    ):
+        ours, theirs = (np.asarray(a.astype(jnp.float32)) for a in (ours, theirs))
+        np.testing.assert_allclose(ours, theirs, **bounds)
 
 
 RATE = 0.1

@@ -10,12 +10,8 @@ import numpy as np
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.models.transformer import (
-    Attention,
-    Transformer,
-    attention_mask,
-    layer_outputs,
-)
+from pretrain.models.attention import Shape, attention_mask, sight
+from pretrain.models.transformer import Attention, Transformer, layer_outputs
 from tests import tiny
 
 BERT = tiny.transformer()
@@ -138,10 +134,11 @@ def test_attention_equals_numpy():
     x = np.random.default_rng(0).normal(size=(2, 6, 16)).astype(np.float32)
     segments = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]], np.int32)
     config = dataclasses.replace(BERT, causal=True)
-    mask = attention_mask(jnp.asarray(segments), True)
+    shape = Shape(2, 6, heads=2, kv_heads=2, head_size=8, dtype="float32", causal=True)
+    seen = sight("plain", shape, jnp.asarray(segments))
     positions = np.zeros((2, 6), np.int32)
     module, everywhere = Attention(config), jnp.zeros((), bool)
-    inputs = (x, everywhere, mask, positions, True)
+    inputs = (x, everywhere, seen, positions, True)
     variables = nn.unbox(module.init(jax.random.key(0), *inputs))
     params = jax.tree.map(lambda a: np.asarray(a) * 25 + 0.01, variables["params"])
     got = module.apply({"params": params}, *inputs)

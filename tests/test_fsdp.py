@@ -1,0 +1,110 @@
+"""Copies of parameters for groups of rows: what they hold, and how their gradients are summed."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from pretrain import fsdp, optim, schema, sharding, state
+from pretrain.costs import costs
+from pretrain.models.layers import Embed
+from tests import tiny
+
+FULL = {"slices": 2, "fsdp": 2, "fsdp_y": 2}
+RAGGED = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "sizes, names",
+    [
+        (FULL, ("embed", "mlp")),
+        (FULL, ("heads", "embed")),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, ("mlp", "embed")),
+        ({"fsdp_y": 4, "tensor": 2}, ("embed", "embed_out")),
+        ({"data": 4, "fsdp_y": 2}, ("types", "norm")),  # not in pieces
+        ({"fsdp": 8}, ("embed", "mlp")),  # 12 do not divide
+    ],
+    ids=str,
+)
+def test_each_group_of_rows_has_a_copy_and_gradients_are_their_sum(sizes, names):
+    mesh = tiny.mesh(**sizes)
+    rows = np.arange(16 * 3, dtype=np.float32).reshape(16, 3)
+    stored = jax.NamedSharding(mesh, sharding.partition(RAGGED.shape, names, mesh))
+
+    def weighted(x, rows):
+        found = fsdp.copies(x, len(rows), *names)
+        mine = fsdp.by_group(rows)
+        assert found.shape == (*mine.shape[:3], *x.shape)
+        per_group = (found * found).sum((-1, -2)) * mine.sum((-1, -2))
+        return per_group.sum(), mine
+
+    with jax.set_mesh(mesh):
+        x = jax.device_put(RAGGED, stored)
+        split = jax.device_put(rows, sharding.batch_sharding(mesh))
+        grad, mine = jax.jit(jax.grad(weighted, has_aux=True))(x, split)
+    assert grad.sharding.is_equivalent_to(stored, 2)
+    np.testing.assert_allclose(grad, 2 * RAGGED * rows.sum(), rtol=1e-5)
+    for part in mine.addressable_shards:  # each with the rows that its device held before
+        held = next(x.data for x in split.addressable_shards if x.device == part.device)
+        np.testing.assert_array_equal(part.data.reshape(held.shape), held)
+
+
+@pytest.mark.parametrize("sizes, rows", [({"tensor": 8}, 16), ({"fsdp": 8}, 12), ({}, 16)])
+def test_parameters_are_whole_where_rows_are(sizes, rows):
+    """On a mesh that splits no rows, of a batch that it does not divide, and without a mesh."""
+    with jax.set_mesh(tiny.mesh(**sizes)):
+        assert fsdp.group_sizes(rows) == ()
+        x = jax.jit(lambda x: fsdp.copies(x, rows, "embed", None))(RAGGED)
+        np.testing.assert_array_equal(x, RAGGED)
+    assert fsdp.copies(RAGGED, 16, "embed", None) is RAGGED
+    assert fsdp.group_sizes(16) == ()
+
+
+@functools.cache
+def compiled(chunk_size=16, remat="none"):
+    """What an update of a causal model costs one of 4 x 2 devices, and its parameters."""
+    shape = dict(
+        hidden_size=64, num_heads=4, ffn_size=256, vocab_size=512, num_layers=2, remat=remat
+    )
+    shape |= dict(tied=False, head_transform=False, head_bias=False, bias=False, dropout=0.0)
+    objective = tiny.causal(chunk_size, **shape)
+    sgd = optim.create("sgd", **schema.OPTIMIZERS["sgd"] | {"momentum": 0.0, "clip": 0.0})
+    batch = tiny.lm_batch(8, 16)
+    mesh = tiny.mesh(fsdp=4, fsdp_y=2)
+    step = state.compile_train_step(objective, sgd, mesh, 1, state.shapes(batch))
+    params = state.abstract(objective, sgd, mesh).params
+    return costs(step.program.as_text()), sum(x.size for x in jax.tree.leaves(params))
+
+
+def wire(**options):
+    """Bytes that a device sends, by kind."""
+    return {k: v.wire for k, v in compiled(**options)[0].collectives.items()}
+
+
+def test_gradients_are_scattered_in_stages():
+    """Over 4 x 2 devices a piece goes 3/4 of the way at full size, then half of a quarter."""
+    sent, params = wire(), compiled()[1]
+    assert sent["reduce-scatter"] == pytest.approx(4 * params * (3 / 4 + 1 / 8), rel=0.1)
+    assert sent["all-reduce"] < 0.1 * sent["reduce-scatter"]  # norms
+
+
+def test_the_loss_in_chunks_sends_no_more_than_whole():
+    assert wire(chunk_size=2) == pytest.approx(wire(), rel=0.05)
+
+
+def test_minimal_rematerialisation_keeps_products_with_copies():
+    """Only attention's own products are computed again, a fifth of these layers' or less."""
+    none, minimal, full = (compiled(remat=x)[0].flops for x in ("none", "minimal", "full"))
+    assert 0 < minimal - none < 0.2 * (full - none)
+
+
+def test_an_embedding_is_looked_up_by_group():
+    ids = np.random.default_rng(1).integers(0, 12, (16, 5))
+    layer = Embed(12, 8, "vocab")
+    params = {"params": {"embedding": RAGGED}}
+    with jax.set_mesh(tiny.mesh(**FULL)):
+        text = jax.jit(layer.apply).lower(params, ids).as_text()
+        found = jax.jit(layer.apply)(params, jax.device_put(ids))
+    assert "2x2x2x12x8" in text
+    np.testing.assert_array_equal(found, RAGGED[ids])
