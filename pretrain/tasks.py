@@ -20,6 +20,7 @@ from pretrain.objectives.base import Objective
 from pretrain.objectives.causal import CausalLM
 from pretrain.objectives.denoising import Denoising
 from pretrain.objectives.labelled import LOSSES, Classification, Tagging
+from pretrain.schema import MODELS
 
 CONFIG, RESULT = "config.json", "result.json"  # of a run, in its workdir
 SPLITS = ("train", "validation", "test")
@@ -164,8 +165,8 @@ def make_objective(config: Reader, encoder: Encoder, share: float = 1.0) -> Obje
 
 def make_optimizer(config: Reader) -> optim.Descent | optim.LBFGS:
     """The optimizer of ``config``, for a model as wide as its own."""
-    trunk = config.model.name not in SMALL_MODELS
-    ratio = backbone_options(config).width_ratio if trunk else 1.0
+    scales = "mup_base_width" in MODELS[config.model.name]
+    ratio = backbone_options(config).width_ratio if scales else 1.0
     return optim.create(**config.optimizer, width_ratio=ratio)
 
 
