@@ -81,11 +81,13 @@ def _sum_copies(found, sizes, _, grad):
             if dimension is None:
                 grad = jax.lax.psum(grad, axis)
                 continue
-            # Pieces as a dimension of their own in front: along the minor one of an array's layout
+            # Pieces as a dimension of their own in front: along a minor one of an array's layout
             # the TPU compiler does not scatter, but reduces the whole and slices it.
             before, after = grad.shape[:dimension], grad.shape[dimension + 1 :]
-            grad = grad.reshape(*before, mesh.shape[axis], -1, *after)
-            grad = jax.lax.psum_scatter(jnp.moveaxis(grad, dimension, 0), axis)
+            merged = (math.prod(before),) if before else ()
+            grad = grad.reshape(*merged, mesh.shape[axis], -1, *after)
+            grad = jax.lax.psum_scatter(jnp.moveaxis(grad, len(merged), 0), axis)
+            grad = grad.reshape(*before, -1, *after)
         others = tuple(axis for axis in GROUPS[0] if mesh.shape[axis] > 1)
         return jax.lax.psum(grad, others) if others else grad
 
