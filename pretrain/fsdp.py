@@ -48,6 +48,8 @@ def copies(x: jax.Array, rows: int, *names: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     found = tuple(placements(x.shape, names, mesh))
+    if any(set(p.axes) & set(FSDP) and set(p.axes) - set(FSDP) for p in found):
+        raise ValueError(f"{names}: a dimension over FSDP and another axis has no order of pieces")
     if sizes := group_sizes(rows):
         return _copies(x, found, sizes)
     return jax.lax.with_sharding_constraint(x, _kept(found, ()))

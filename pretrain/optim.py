@@ -220,7 +220,8 @@ def average(mean: Any, params: Any, decay: float, updates: jax.Array) -> Any:
     return jax.tree.map(lambda m, p: m + rate * (p - m), mean, params)  # exact where they agree
 
 
-SHARED = tuple(f.name for f in dataclasses.fields(Descent))[2:-1]
+OWN = ("direction", "options", "width_ratio")  # of `Descent`: no keys of a config
+SHARED = tuple(f.name for f in dataclasses.fields(Descent) if f.name not in OWN)
 
 
 def create(name: str, *, width_ratio: float = 1.0, **options) -> Descent | LBFGS:

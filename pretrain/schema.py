@@ -46,8 +46,8 @@ MODELS = {
         attention_dropout=0.1,
         dtype="float32",  # of activations; parameters stay float32
         remat="none",  # what layers compute again going backward: "none"; "minimal": all but the
-        # products with weights; "minimal_with_context": and attention's output; "full"; or a name
-        # of jax.checkpoint_policies
+        # products with weights; "minimal_with_context": and attention's output; "full"; or
+        # "dots_saveable", "everything_saveable", ... of jax.checkpoint_policies
         attention="auto",  # "auto": "splash" on TPU, "cudnn" on GPU where they can, else "plain"
         unroll=1,  # layers unrolled in each iteration of the scan over layers
     ),
@@ -74,7 +74,7 @@ MODELS = {
         attention_dropout=0.1,
         dtype="float32",  # of activations; parameters stay float32
         remat="none",  # what layers compute again going backward: "none"; "minimal": all but the
-        # products with weights; "full"; or a name of jax.checkpoint_policies
+        # products with weights; "full"; or "dots_saveable", ...
         unroll=1,  # layers unrolled in each iteration of the scan over layers
     ),
     "encoder_decoder": dict(
@@ -112,7 +112,7 @@ MODELS = {
         attention_dropout=0.1,
         dtype="float32",  # of activations; parameters stay float32
         remat="none",  # what layers compute again going backward: "none"; "minimal": all but the
-        # products with weights; "full"; or a name of jax.checkpoint_policies
+        # products with weights; "full"; or "dots_saveable", ...
         unroll=1,  # layers unrolled in each iteration of the scan over layers
     ),
     "transformer_xl": dict(
@@ -142,7 +142,7 @@ MODELS = {
         attention_dropout=0.0,
         dtype="float32",  # of activations; parameters stay float32
         remat="none",  # what layers compute again going backward: "none"; "minimal": all but the
-        # products with weights; "full"; or a name of jax.checkpoint_policies
+        # products with weights; "full"; or "dots_saveable", ...
         unroll=1,  # layers unrolled in each iteration of the scan over layers
     ),
     "linear": dict(

@@ -117,10 +117,13 @@ def build(config: Reader, pieces: tokenizer.AnyTokenizer | None = None) -> Task:
 
 
 def read_config(workdir: pathlib.Path) -> Reader:
-    """The resolved config of a training run."""
+    """The resolved config of a training run, on whatever platform it is used now."""
     if not (workdir / CONFIG).is_file():
         raise UserError(f"--workdir: no {CONFIG} in {workdir}; expected that of a training run")
-    return Reader(ConfigDict(read_json(workdir / CONFIG)))
+    config = ConfigDict(read_json(workdir / CONFIG))
+    if "attention" in config.model:
+        config.model.attention = "auto"
+    return Reader(config)
 
 
 def restore(workdir: pathlib.Path) -> tuple[Reader, Task]:

@@ -36,7 +36,8 @@ from pretrain.files import write_json
 
 MIB = 2**20
 SHOWN = 10  # of a search
-REMATS, BATCHES = ("none", "minimal", "full"), tuple(2**n for n in range(8))
+REMATS = ("none", "minimal_with_context", "minimal", "full")
+BATCHES = tuple(2**n for n in range(8))
 
 
 def configured(

@@ -73,7 +73,8 @@ def attend(
     weights = nn.softmax(scores).astype(cfg.dtype)
     rng = None if deterministic else module.make_rng("dropout")
     weights = dropout(weights, cfg.attention_dropout, rng)
-    return jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
+    context = jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
+    return checkpoint_name(context, CONTEXT)
 
 
 class Shape(NamedTuple):
@@ -128,7 +129,7 @@ def choose(asked: str, shape: Shape, *, prefix: bool, dropout: float, told: bool
     if prefix:
         reason = "sees no later positions in a prefix of a causal model"
     elif dropout:
-        reason = f"has no dropout of attention weights (model.attention_dropout {dropout})"
+        reason = f"needs model.attention_dropout 0 and found {dropout}"
     elif told:
         reason = "tells no attention scores, which hooks into the layers ask for"
     elif is_split("length"):
@@ -206,8 +207,7 @@ def attention(
         return _per_device(functools.partial(cudnn, causal=shape.causal), query, key, value, mask)
     key, value = (_repeated(x, shape.heads) for x in (key, value))
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
-    context = attend(module, attention_scores(query, key), value, mask, deterministic)
-    return checkpoint_name(context, CONTEXT)
+    return attend(module, attention_scores(query, key), value, mask, deterministic)
 
 
 def _repeated(x: jax.Array, heads: int) -> jax.Array:

@@ -195,7 +195,7 @@ class RelativeAttention(nn.Module):
 
         seen = x if memory is None else jnp.concatenate([memory, x], axis=1)
         query, key, value = project("query", x), project("key", seen), project("value", seen)
-        relative = project("relative", encodings).swapaxes(0, 1)
+        relative = project("relative", encodings[None])[0].swapaxes(0, 1)
         of_content, of_position = (
             ((query + bias.astype(cfg.dtype)[None, None]) * cfg.head_width**-0.5).swapaxes(1, 2)
             for bias in (biases or relative_biases(self))

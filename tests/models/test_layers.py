@@ -111,8 +111,15 @@ def test_embed_of_a_sharded_table():
     mesh = tiny.mesh(fsdp=2, tensor=2)
     spec = jax.sharding.PartitionSpec("tensor", "fsdp")
     sharded = jax.device_put(table, jax.sharding.NamedSharding(mesh, spec))
-    apply = jax.jit(lambda x: Embed(16, 8, "vocab").apply({"params": {"embedding": x}}, ids))
-    np.testing.assert_array_equal(np.asarray(apply(sharded)), table[ids])
+
+    def rows(table):
+        found = Embed(16, 8, "vocab").apply({"params": {"embedding": table}}, ids)
+        return found.sum(), found
+
+    with jax.set_mesh(mesh):
+        grad, found = jax.jit(jax.grad(rows, has_aux=True))(sharded)
+    np.testing.assert_array_equal(found, table[ids])
+    np.testing.assert_array_equal(grad[:, 0], np.bincount(ids.ravel(), minlength=16))
 
 
 PUBLISHED = {
