@@ -121,7 +121,7 @@ def read_config(workdir: pathlib.Path) -> Reader:
     if not (workdir / CONFIG).is_file():
         raise UserError(f"--workdir: no {CONFIG} in {workdir}; expected that of a training run")
     config = ConfigDict(read_json(workdir / CONFIG))
-    if "attention" in config.model:
+    if "attention" in config.get("model", {}):
         config.model.attention = "auto"
     return Reader(config)
 
