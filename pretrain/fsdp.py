@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from pretrain.sharding import FSDP, Placement, placements, spec
+from pretrain.sharding import BATCH_AXES, FSDP, Placement, placements, spec
 
-GROUPS = (("slices", "data"), *((axis,) for axis in FSDP))  # the mesh axes that split rows
+REPLICAS = tuple(axis for axis in BATCH_AXES if axis not in FSDP)
+GROUPS = (REPLICAS, *((axis,) for axis in FSDP))  # the mesh axes that split rows
 
 
 def group_sizes(rows: int) -> tuple[int, ...]:
@@ -90,7 +91,7 @@ def _sum_copies(found, sizes, _, grad):
             grad = grad.reshape(*merged, mesh.shape[axis], -1, *after)
             grad = jax.lax.psum_scatter(jnp.moveaxis(grad, len(merged), 0), axis)
             grad = grad.reshape(*before, -1, *after)
-        others = tuple(axis for axis in GROUPS[0] if mesh.shape[axis] > 1)
+        others = tuple(axis for axis in REPLICAS if mesh.shape[axis] > 1)
         return jax.lax.psum(grad, others) if others else grad
 
     whole = PartitionSpec(*GROUPS, *_kept(found, ()))

@@ -113,7 +113,7 @@ def generator_options(options: Any, size: float, layers: int = 0) -> Any:
     heads = part(options.num_heads)
     width = heads * max(1, round(options.hidden_size * size / heads))
     embedding = options.embedding_width
-    return dataclasses.replace(
+    smaller = dataclasses.replace(
         options,
         num_layers=layers or options.num_layers,
         hidden_size=width,
@@ -123,6 +123,13 @@ def generator_options(options: Any, size: float, layers: int = 0) -> Any:
         ffn_size=part(options.ffn_size),
         mup_base_width=options.mup_base_width and round(width / options.width_ratio),
     )
+    if smaller.width_ratio != options.width_ratio:
+        raise UserError(
+            f"config.objective.generator_size: {size} makes a generator {width} wide, which is no "
+            f"whole width times {options.width_ratio:g}, the ratio of hidden_size to "
+            "mup_base_width; expected another size"
+        )
+    return smaller
 
 
 def rows(config: Reader, store: TokenStore, encoder: TokenEncoder) -> Dataset:

@@ -8,7 +8,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -167,12 +167,32 @@ def _warn(note: str) -> None:
     logger.warning("%s", note)
 
 
+def layout(shape: Sequence[int], *names: str | None) -> PartitionSpec | None:
+    """`partition` on the mesh that a step is compiled for; None where that has one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else partition(shape, names, mesh)
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """``x`` laid out as the names of its dimensions say, in a step compiled for a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, partition(x.shape, names, mesh))
+    found = layout(x.shape, *names)
+    return x if found is None else jax.lax.with_sharding_constraint(x, found)
+
+
+def per_device(
+    function: Callable[..., jax.Array],
+    arrays: Sequence[jax.Array],
+    names: Sequence[Sequence[str | None]],
+) -> jax.Array:
+    """``function`` of what each device has of ``arrays``: of kernels, which no compiler splits.
+
+    ``names`` are those of their dimensions; what comes out lies as the first one does.
+    """
+    specs = tuple(layout(x.shape, *of_x) for x, of_x in zip(arrays, names, strict=True))
+    if specs[0] is None:
+        return function(*arrays)
+    mapped = jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)
+    return mapped(*arrays)
 
 
 def platform() -> str:

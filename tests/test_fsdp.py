@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from pretrain import fsdp, optim, schema, sharding, state
+from pretrain import fsdp, sharding, state
 from pretrain.costs import costs
 from pretrain.models.layers import Embed
 from tests import tiny
@@ -103,11 +103,10 @@ def compiled(chunk_size=16, remat="none"):
     )
     shape |= dict(tied=False, head_transform=False, head_bias=False, bias=False, dropout=0.0)
     objective = tiny.causal(chunk_size, **shape)
-    sgd = optim.create("sgd", **schema.OPTIMIZERS["sgd"] | {"momentum": 0.0, "clip": 0.0})
     batch = tiny.lm_batch(8, 16)
     mesh = tiny.mesh(fsdp=4, fsdp_y=2)
-    step = state.compile_train_step(objective, sgd, mesh, 1, state.shapes(batch))
-    params = state.abstract(objective, sgd, mesh).params
+    step = state.compile_train_step(objective, tiny.sgd(), mesh, 1, state.shapes(batch))
+    params = state.abstract(objective, tiny.sgd(), mesh).params
     return costs(step.program.as_text()), sum(x.size for x in jax.tree.leaves(params))
 
 

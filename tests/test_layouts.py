@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pretrain import config as configs
-from pretrain import optim, schema, sharding, state, trees
+from pretrain import schema, sharding, state, trees
 from pretrain.costs import costs
 from pretrain.masked import generator_options
 from pretrain.models.bilstm import BiLSTM, BiLSTMConfig
@@ -35,7 +35,7 @@ LLAMA = dict(num_kv_heads=4, position="rotary", norm="rms", norm_position="pre",
 LLAMA |= dict(bias=False, tied=False, head_transform=False, head_bias=False, type_vocab_size=0)
 MASKING = (4, tiny.SPECIAL, tiny.VOCAB, 0.15, 0.8, 0.1)
 SMALL = ("linear", "bilstm")  # no positions to split
-SGD = optim.create("sgd", **schema.OPTIMIZERS["sgd"] | {"momentum": 0.0, "clip": 0.0})
+SGD = tiny.sgd()
 LR = 0.3
 
 

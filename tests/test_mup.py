@@ -285,18 +285,25 @@ def test_an_electra_generator_has_the_ratio_of_its_discriminator():
     generator = masked.generator_options(options, 0.25)
     assert generator.width_ratio == options.width_ratio == 4
     assert masked.generator_options(tiny.transformer(), 0.5).mup_base_width == 0
+    odd = tiny.transformer(hidden_size=64, num_heads=4, mup_base_width=18)
+    with pytest.raises(UserError, match=r"objective\.generator_size: 0\.25 makes a generator 16"):
+        masked.generator_options(odd, 0.25)
 
 
 def test_export_is_refused_but_of_the_base():
     gpt = configs.load(str(small_runs.ROOT / "configs/gpt.py"), "tiny,published")
 
-    def family(base):
-        gpt.model.mup_base_width = base
+    def family(base, head_size=0):
+        gpt.model.mup_base_width, gpt.model.mup_base_head_size = base, head_size
         options = tasks.backbone_options(configs.Reader(gpt))
         return writing.find_family(FAMILIES, options, {"trunk": {}, "lm_head": {}}).model_type
 
-    with pytest.raises(UserError, match="mup_base_width: found 64 with hidden_size 128: transf"):
+    with pytest.raises(UserError, match=r"mup_base_width: found 64 .* with hidden_size 128 in"):
         family(64)
+    with pytest.raises(
+        UserError, match=r"mup_base_head_size 32.* in heads of 64: transformers has"
+    ):
+        family(128, 32)
     assert family(128) == family(0) == "gpt2"
 
 

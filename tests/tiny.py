@@ -57,6 +57,11 @@ def adamw(**overrides):
     return optim.create("adamw", **(schema.OPTIMIZERS["adamw"] | overrides))
 
 
+def sgd():
+    """Gradients alone: no momentum, no clipping."""
+    return optim.create("sgd", **schema.OPTIMIZERS["sgd"] | {"momentum": 0.0, "clip": 0.0})
+
+
 def mesh(**sizes):
     """A mesh of just as many devices as the sizes need."""
     sizes = dict.fromkeys(sharding.AXES, 1) | sizes

@@ -104,8 +104,9 @@ def find_family(families: Sequence[Family], options: Any, params: Mapping[str, A
     """
     if isinstance(options, Widths) and not options.is_standard:
         raise UserError(
-            f"config.model.mup_base_width: found {options.mup_base_width} with hidden_size "
-            f"{options.hidden_size}: transformers has no muP, expected 0"
+            f"config.model.mup_base_width: found {options.mup_base_width} (mup_base_head_size "
+            f"{options.mup_base_head_size}) with hidden_size {options.hidden_size} in heads of "
+            f"{options.head_width}: transformers has no muP, expected 0"
         )
     closest: dict[str, list[str]] = {}
     for heads in ((*HEADS, "pooler"), tuple(params)):

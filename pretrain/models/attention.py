@@ -6,25 +6,25 @@ sees what `attention_mask` and `near` say, and gives the numbers of the plain on
 
 import functools
 import logging
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.pallas.ops.tpu import splash_attention
-from jax.sharding import PartitionSpec
 
 from pretrain.errors import UserError
 from pretrain.models.layers import dropout
 from pretrain.models.options import CONTEXT
-from pretrain.sharding import constrain, is_split, partition, platform
+from pretrain.sharding import constrain, is_split, layout, per_device, platform
 
 KERNELS = ("auto", "plain", "splash", "cudnn")
 FASTEST = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}  # of a platform, where it can
 LANES = 128  # a TPU's registers are as wide: blocks of keys and queries are multiples
 BLOCK = 512  # positions at most; MaxText's default
+VECTORS = "batch", None, "heads", None  # dimensions of queries, keys and values
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,6 @@ def attend(
 class Shape(NamedTuple):
     """Of the attention that every layer of a trunk computes."""
 
-    batch: int
     length: int
     heads: int
     kv_heads: int
@@ -105,22 +104,22 @@ def sight(
     segment_ids: jax.Array,
     *,
     prefix: jax.Array | None = None,
-    dropout: float = 0.0,
+    rate: float = 0.0,
     told: bool = False,
 ) -> Sight:
     """What all layers share, with the kernel that `choose` finds; arguments as there."""
-    kernel = choose(asked, shape, prefix=prefix is not None, dropout=dropout, told=told)
+    kernel = choose(asked, shape, prefix=prefix is not None, rate=rate, told=told)
     mask = None
     if kernel != "splash":
         mask = attention_mask(segment_ids, shape.causal, prefix)
     return Sight(segment_ids, mask, kernel, shape)
 
 
-def choose(asked: str, shape: Shape, *, prefix: bool, dropout: float, told: bool) -> str:
+def choose(asked: str, shape: Shape, *, prefix: bool, rate: float, told: bool) -> str:
     """ "plain", "splash" or "cudnn", of what is ``asked`` by `KERNELS`.
 
-    ``prefix``: a causal model sees some later positions too. ``dropout``: rate that is applied to
-    the weights. ``told``: the scores are wanted. "auto" takes the plain attention where the
+    ``prefix``: a causal model sees some later positions too. ``rate``: of dropout that is applied
+    to the weights. ``told``: the scores are wanted. "auto" takes the plain attention where the
     platform's kernel cannot compute this, with a warning; asked for by name it is a `UserError`.
     """
     kernel = FASTEST.get(platform(), "plain") if asked == "auto" else asked
@@ -128,8 +127,8 @@ def choose(asked: str, shape: Shape, *, prefix: bool, dropout: float, told: bool
         return kernel
     if prefix:
         reason = "sees no later positions in a prefix of a causal model"
-    elif dropout:
-        reason = f"needs model.attention_dropout 0 and found {dropout}"
+    elif rate:
+        reason = f"needs model.attention_dropout 0 and found {rate}"
     elif told:
         reason = "tells no attention scores, which hooks into the layers ask for"
     elif is_split("length"):
@@ -162,19 +161,18 @@ def _splash_refuses(shape: Shape) -> str:
 def _cudnn_refuses(shape: Shape) -> str:
     if FASTEST.get(found := platform()) != "cudnn":
         return f"runs on a GPU, not on {found}"
-    return _cudnn_error(shape._replace(batch=1))
+    return _cudnn_error(shape._replace(window=0))
 
 
 @functools.lru_cache
 def _cudnn_error(shape: Shape) -> str:
     """What JAX has against it: shapes, a type, a library that is not there."""
-    batch, length, heads, kv_heads, size, dtype, causal, _ = shape
-    query = jax.ShapeDtypeStruct((batch, length, heads, size), dtype)
-    key = jax.ShapeDtypeStruct((batch, length, kv_heads, size), dtype)
-    mask = jax.ShapeDtypeStruct((batch, 1, length, length), bool)
+    query = jax.ShapeDtypeStruct((1, shape.length, shape.heads, shape.head_size), shape.dtype)
+    key = jax.ShapeDtypeStruct((1, shape.length, shape.kv_heads, shape.head_size), shape.dtype)
+    mask = jax.ShapeDtypeStruct((1, 1, shape.length, shape.length), bool)
 
     def loss(*arrays):
-        return cudnn(*arrays, causal).sum(dtype="float32")
+        return cudnn(*arrays, shape.causal).sum(dtype="float32")
 
     try:
         jax.eval_shape(jax.grad(loss), query, key, key, mask)
@@ -237,10 +235,9 @@ def splash(
     Arguments as of `attention` and `Shape`. ``interpret``: on any platform, slowly.
     """
 
-    def per_device(query, key, value, segment_ids, local):
+    def own(query, key, value, segment_ids, local):
         length, heads = query.shape[1:3]
-        ids = splash_attention.SegmentIds(segment_ids, segment_ids)
-        arrays = *(x.swapaxes(1, 2) for x in (query, key, value)), ids
+        arrays = *(x.swapaxes(1, 2) for x in (query, key, value)), segment_ids
 
         def run(window):
             return jax.vmap(_splash_kernel(heads, length, causal, window, interpret))(*arrays)
@@ -250,11 +247,15 @@ def splash(
         context = jax.lax.cond(local, lambda: run(window), lambda: run(0))
         return context.swapaxes(1, 2)
 
-    return _per_device(per_device, query, key, value, segment_ids, jnp.asarray(local))
+    return _per_device(own, query, key, value, segment_ids, jnp.asarray(local))
 
 
-def _splash_kernel(heads: int, length: int, causal: bool, window: int, interpret: bool) -> Any:
+def _splash_kernel(
+    heads: int, length: int, causal: bool, window: int, interpret: bool
+) -> Callable[..., jax.Array]:
     """For one row: ``[H, S, d]``, twice ``[K, S, d]`` and segments ``[S]``."""
+    from jax.experimental.pallas.ops.tpu import splash_attention  # takes long, few need it
+
     shape = (length, length)
     if window:
         mask = splash_attention.LocalMask(shape, (window, 0 if causal else window), 0)
@@ -264,31 +265,20 @@ def _splash_kernel(heads: int, length: int, causal: bool, window: int, interpret
         mask = splash_attention.FullMask(shape)
     block = max(n for n in range(LANES, BLOCK + 1, LANES) if length % n == 0)
     names = "block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"
-    return splash_attention.make_splash_mha_single_device(
+    kernel = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([mask] * heads),
         block_sizes=splash_attention.BlockSizes(**dict.fromkeys(names, block)),
         residual_checkpoint_name=CONTEXT,
         interpret=interpret,
     )
+    return lambda query, key, value, ids: kernel(
+        query, key, value, splash_attention.SegmentIds(ids, ids)
+    )
 
 
-def _per_device(function: Any, query, key, value, *others: jax.Array) -> jax.Array:
-    """``function`` of each device's rows and heads: kernels are not partitioned by the compiler.
-
-    ``others``: arrays ``[B, ...]``, or scalars.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return function(query, key, value, *others)
-
-    def spec(x):
-        names = "batch", None, "heads", None
-        return partition(x.shape, names, mesh)
-
-    if spec(key) != spec(query):
+def _per_device(function: Callable, query, key, value, *others: jax.Array) -> jax.Array:
+    """``function`` of each device's rows and heads; ``others``: arrays ``[B, ...]``, or scalars."""
+    if layout(key.shape, *VECTORS) != layout(query.shape, *VECTORS):
         key, value = (_repeated(x, query.shape[2]) for x in (key, value))
-    rows = PartitionSpec(spec(query)[0])
-    others_specs = [rows if x.ndim else PartitionSpec() for x in others]
-    specs = *(spec(x) for x in (query, key, value)), *others_specs
-    mapped = jax.shard_map(function, in_specs=specs, out_specs=spec(query), check_vma=False)
-    return mapped(query, key, value, *others)
+    rows = (("batch", *(None,) * (x.ndim - 1)) if x.ndim else () for x in others)
+    return per_device(function, (query, key, value, *others), [VECTORS] * 3 + [*rows])

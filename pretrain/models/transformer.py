@@ -364,7 +364,7 @@ class Transformer(nn.Module):
         """What every layer's attention needs to know."""
         cfg = self.config
         shape = Shape(
-            *segment_ids.shape,
+            length=segment_ids.shape[1],
             heads=cfg.num_heads,
             kv_heads=cfg.kv_heads,
             head_size=cfg.head_width,
@@ -377,7 +377,7 @@ class Transformer(nn.Module):
             shape,
             segment_ids,
             prefix=prefix,
-            dropout=0.0 if deterministic else cfg.attention_dropout,
+            rate=0.0 if deterministic else cfg.attention_dropout,
             told=self.is_mutable_collection("intermediates"),
         )
 

@@ -16,7 +16,7 @@ from pretrain.models.transformer import Transformer
 from tests import tiny
 
 B, S, H, K, D = 2, 256, 4, 2, 8
-SHAPE = attention.Shape(B, S, H, K, D, "float32", causal=True)
+SHAPE = attention.Shape(S, H, K, D, "float32", causal=True)
 SEGMENTS = np.ones((B, S), np.int32)
 SEGMENTS[:, 90:] = 2
 SEGMENTS[1, 150:] = 3
@@ -93,7 +93,7 @@ def test_layers_hand_the_kernel_what_they_see(monkeypatch):
 
     def instead(query, key, value, ids, local, causal, window):
         called.append((causal, window))
-        shape = attention.Shape(*query.shape[:3], key.shape[2], 8, "float32", causal, window)
+        shape = attention.Shape(*query.shape[1:3], key.shape[2], 8, "float32", causal, window)
         seen = attention.sight("plain", shape, ids)
         return attention.attention(Plain(), query, key, value, seen, local, True)
 
@@ -114,11 +114,39 @@ def test_layers_hand_the_kernel_what_they_see(monkeypatch):
     assert set(called) == {(False, 9)}
 
 
+@pytest.mark.parametrize("causal, window", [(True, 0), (False, 30)])
+def test_what_cudnn_is_asked_for_gives_the_numbers_of_the_plain_attention(
+    monkeypatch, causal, window
+):
+    """Computed by XLA in its place: no GPU is here. On a mesh, with gradients."""
+    asked = jax.nn.dot_product_attention
+
+    def computed(*arrays, implementation, **options):
+        assert implementation == "cudnn"
+        return asked(*arrays, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", computed)
+    shape = SHAPE._replace(causal=causal, window=window)
+    mask = attention.attention_mask(jnp.asarray(SEGMENTS), causal)
+    seen = attention.Sight(jnp.asarray(SEGMENTS), mask, "cudnn", shape)
+
+    def cudnn(*inputs):
+        return attention.attention(Plain(), *inputs, seen, jnp.asarray(True), True)
+
+    with jax.set_mesh(tiny.mesh(fsdp=2, tensor=2)):
+        found = jax.jit(functools.partial(value_and_gradients, cudnn))(*arrays())
+    expected = functools.partial(plain, causal, window, True)
+    assert_same(found, value_and_gradients(expected, *arrays()))
+
+
+@pytest.mark.parametrize("window", [0, 30])
 @pytest.mark.parametrize("remat", ["minimal", "minimal_with_context"])
-def test_what_is_kept_for_the_backward_pass(capsys, remat):
+def test_what_is_kept_for_the_backward_pass(capsys, remat, window):
     """The logarithms of the sums over keys [B, H, S], or the kernel runs a second time."""
-    layer = jax.checkpoint(functools.partial(splash, True, 0, False), policy=POLICIES[remat])
-    jax.ad_checkpoint.print_saved_residuals(lambda *x: layer(*x).sum(), *arrays()[:3])
+    layer = functools.partial(splash, True, window)
+    layer = jax.checkpoint(layer, policy=POLICIES[remat])
+    local = jnp.asarray(True)
+    jax.ad_checkpoint.print_saved_residuals(lambda *x: layer(*x).sum(), local, *arrays()[:3])
     assert (f"f32[{B},{H},{S}] " in capsys.readouterr().out) == (remat != "minimal")
 
 
@@ -131,8 +159,8 @@ def test_the_platform_is_that_of_the_mesh():
         assert attention.platform() == "cpu"
 
 
-def chosen(asked, shape=SHAPE, prefix=False, dropout=0.0, told=False):
-    return attention.choose(asked, shape, prefix=prefix, dropout=dropout, told=told)
+def chosen(asked, shape=SHAPE, prefix=False, rate=0.0, told=False):
+    return attention.choose(asked, shape, prefix=prefix, rate=rate, told=told)
 
 
 def test_auto_takes_what_the_platform_has(monkeypatch):
@@ -151,7 +179,7 @@ def test_auto_takes_what_the_platform_has(monkeypatch):
         ("cudnn", "gpu", "cannot: ", {}),  # neither float32 nor without its library
         ("splash", "tpu", "multiple of 128 positions, not of 200", {"shape": (200,)}),
         ("splash", "tpu", "no later positions in a prefix", {"prefix": True}),
-        ("splash", "tpu", "needs model.attention_dropout 0 and found 0.1", {"dropout": 0.1}),
+        ("splash", "tpu", "needs model.attention_dropout 0 and found 0.1", {"rate": 0.1}),
         ("splash", "tpu", "tells no attention scores", {"told": True}),
         ("splash", "tpu", r"whole on a device \(mesh.sequence 1\)", {"sequence": 2}),
     ],

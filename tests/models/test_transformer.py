@@ -134,7 +134,7 @@ def test_attention_equals_numpy():
     x = np.random.default_rng(0).normal(size=(2, 6, 16)).astype(np.float32)
     segments = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]], np.int32)
     config = dataclasses.replace(BERT, causal=True)
-    shape = Shape(2, 6, heads=2, kv_heads=2, head_size=8, dtype="float32", causal=True)
+    shape = Shape(6, heads=2, kv_heads=2, head_size=8, dtype="float32", causal=True)
     seen = sight("plain", shape, jnp.asarray(segments))
     positions = np.zeros((2, 6), np.int32)
     module, everywhere = Attention(config), jnp.zeros((), bool)
