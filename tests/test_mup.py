@@ -300,9 +300,7 @@ def test_export_is_refused_but_of_the_base():
 
     with pytest.raises(UserError, match=r"mup_base_width: found 64 .* with hidden_size 128 in"):
         family(64)
-    with pytest.raises(
-        UserError, match=r"mup_base_head_size 32.* in heads of 64: transf"
-    ):
+    with pytest.raises(UserError, match=r"mup_base_head_size 32.* in heads of 64: transf"):
         family(128, 32)
     assert family(128) == family(0) == "gpt2"
 
