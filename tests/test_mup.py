@@ -15,6 +15,7 @@ from pretrain import inherit, masked, optim, schema, tasks, trees
 from pretrain.errors import UserError
 from pretrain.files import write_json
 from pretrain.hf import FAMILIES, writing
+from pretrain.models.attention import SCORES
 from pretrain.models.families import language_model
 from pretrain.models.heads import (
     Classifier,
@@ -54,11 +55,15 @@ def coordinates(width: int, mup: bool) -> dict:
 
     def loss(params):
         variables = {"params": params}
-        hidden, told = model.apply(variables, tokens, mutable="intermediates")
+        hidden, told = model.apply(variables, tokens, mutable=["intermediates", SCORES])
         logits = model.apply(variables, hidden, method="logits")
-        sown = told["intermediates"]["trunk"]
-        scores = jnp.where(seen, layer_outputs(sown, "attention_scores"), 0.0)
-        found = {"hidden": layer_outputs(sown), "attention": scores, "logits": logits}
+        scores = layer_outputs(told[SCORES]["trunk"], "attention_scores")
+        scores = jnp.where(seen, scores, 0.0)
+        found = {
+            "hidden": layer_outputs(told["intermediates"]["trunk"]),
+            "attention": scores,
+            "logits": logits,
+        }
         losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
         return losses.mean(), found
 
@@ -108,8 +113,8 @@ def test_larger_heads_have_another_scale():
     for options in (dict(), dict(mup_base_head_size=16), dict(mup_base_head_size=4)):
         model = Transformer(tiny.transformer(**wide | options))
         params = model.init(jax.random.key(0), TOKENS)["params"]
-        _, told = model.apply({"params": params}, TOKENS, mutable="intermediates")
-        scores.append(layer_outputs(told["intermediates"], "attention_scores"))
+        _, told = model.apply({"params": params}, TOKENS, mutable=["intermediates", SCORES])
+        scores.append(layer_outputs(told[SCORES], "attention_scores"))
     np.testing.assert_array_equal(scores[0], scores[1])
     np.testing.assert_allclose(scores[2], scores[0] / 2, rtol=1e-5)
     assert model.config.attention_scale == 4**0.5 / 16

@@ -25,6 +25,7 @@ FASTEST = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}  # of a platform, w
 LANES = 128  # a TPU's registers are as wide: blocks of keys and queries are multiples
 BLOCK = 512  # positions at most; MaxText's default
 VECTORS = "batch", None, "heads", None  # dimensions of queries, keys and values
+SCORES = "scores"  # the collection in which the plain attention sows its masked scores
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ def attention_mask(
     """
     mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     if causal:
-        seen = jnp.tril(jnp.ones((1, 1, *mask.shape[-2:]), bool))
-        mask &= seen if prefix is None else seen | prefix[:, None, None, :]
+        earlier = jnp.tril(jnp.ones((1, 1, *mask.shape[-2:]), bool))
+        mask &= earlier if prefix is None else earlier | prefix[:, None, None, :]
     return mask
 
 
@@ -62,14 +63,15 @@ def attend(
     """Means ``[B, Q, H, d]`` of ``value [B, H, K, d]`` by the softmax of ``scores [B, H, Q, K]``.
 
     What ``mask``, bool ``[B, 1, Q, K]``, hides gets the least float32 and not minus infinity: a
-    row that sees nothing would be NaN. ``module`` tells the masked scores as
-    ``attention_scores``; of its config are the dropout of the weights and their ``dtype``.
+    row that sees nothing would be NaN. ``module`` sows the masked scores in
+    `SCORES`; of its config are the dropout of the weights and their ``dtype``.
     """
     cfg = module.config
     scores = constrain(scores, "batch", "heads", "length", None)
     value = constrain(value, "batch", "heads", None, None)
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    module.sow("intermediates", "attention_scores", scores)
+    if not module.is_initializing():  # of what is sown, init leaves out intermediates alone
+        module.sow(SCORES, "attention_scores", scores)
     weights = nn.softmax(scores).astype(cfg.dtype)
     rng = None if deterministic else module.make_rng("dropout")
     weights = dropout(weights, cfg.attention_dropout, rng)
@@ -89,7 +91,7 @@ class Shape(NamedTuple):
     window: int = 0  # of local layers, 0: there are none
 
 
-class Sight(flax.struct.PyTreeNode):
+class Masking(flax.struct.PyTreeNode):
     """Which positions of a row see each other, and what computes the attention between them."""
 
     segment_ids: jax.Array  # [B, S]
@@ -98,28 +100,28 @@ class Sight(flax.struct.PyTreeNode):
     shape: Shape = flax.struct.field(pytree_node=False)
 
 
-def sight(
+def masking(
     asked: str,
     shape: Shape,
     segment_ids: jax.Array,
     *,
     prefix: jax.Array | None = None,
     rate: float = 0.0,
-    told: bool = False,
-) -> Sight:
+    scores: bool = False,
+) -> Masking:
     """What all layers share, with the kernel that `choose` finds; arguments as there."""
-    kernel = choose(asked, shape, prefix=prefix is not None, rate=rate, told=told)
+    kernel = choose(asked, shape, prefix=prefix is not None, rate=rate, scores=scores)
     mask = None
     if kernel != "splash":
         mask = attention_mask(segment_ids, shape.causal, prefix)
-    return Sight(segment_ids, mask, kernel, shape)
+    return Masking(segment_ids, mask, kernel, shape)
 
 
-def choose(asked: str, shape: Shape, *, prefix: bool, rate: float, told: bool) -> str:
+def choose(asked: str, shape: Shape, *, prefix: bool, rate: float, scores: bool) -> str:
     """ "plain", "splash" or "cudnn", of what is ``asked`` by `KERNELS`.
 
     ``prefix``: a causal model sees some later positions too. ``rate``: of dropout that is applied
-    to the weights. ``told``: the scores are wanted. "auto" takes the plain attention where the
+    to the weights. ``scores``: they are wanted. "auto" takes the plain attention where the
     platform's kernel cannot compute this, with a warning; asked for by name it is a `UserError`.
     """
     kernel = FASTEST.get(platform(), "plain") if asked == "auto" else asked
@@ -129,8 +131,8 @@ def choose(asked: str, shape: Shape, *, prefix: bool, rate: float, told: bool) -
         reason = "sees no later positions in a prefix of a causal model"
     elif rate:
         reason = f"needs model.attention_dropout 0 and found {rate}"
-    elif told:
-        reason = "tells no attention scores, which hooks into the layers ask for"
+    elif scores:
+        reason = "has no attention scores in memory, which are asked for"
     elif is_split("length"):
         reason = "reads rows that are whole on a device (mesh.sequence 1)"
     else:
@@ -186,7 +188,7 @@ def attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    seen: Sight,
+    masking: Masking,
     local: jax.Array,
     deterministic: bool,
 ) -> jax.Array:
@@ -195,13 +197,13 @@ def attention(
     Each of the ``K`` heads of ``key`` and ``value`` serves ``H / K`` of the queries. ``local``,
     bool: whether the layer is, if there are any. ``module`` as of `attend`.
     """
-    shape, mask = seen.shape, seen.mask
-    if seen.kernel == "splash":
+    shape, mask = masking.shape, masking.mask
+    if masking.kernel == "splash":
         window = shape.window
-        return splash(query, key, value, seen.segment_ids, local, shape.causal, window)
+        return splash(query, key, value, masking.segment_ids, local, shape.causal, window)
     if shape.window:
         mask = mask & (~local | near(shape.length, shape.window))
-    if seen.kernel == "cudnn":
+    if masking.kernel == "cudnn":
         return _per_device(functools.partial(cudnn, causal=shape.causal), query, key, value, mask)
     key, value = (_repeated(x, shape.heads) for x in (key, value))
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))

@@ -11,7 +11,7 @@ import numpy as np
 
 from pretrain.errors import UserError
 from pretrain.models import transformer
-from pretrain.models.attention import attend, attention_mask, attention_scores
+from pretrain.models.attention import SCORES, attend, attention_mask, attention_scores
 from pretrain.models.heads import LMHead
 from pretrain.models.layers import Dense, Embed, LayerNorm, RMSNorm, dropout
 from pretrain.models.options import (
@@ -294,7 +294,7 @@ class Stack(nn.Module):
             self.embedding_norm = cfg.make_norm()
         self.layers = nn.scan(
             transformer.rematerialised(Block, cfg.remat, static_argnums=(6,)),
-            variable_axes={"params": 0, "intermediates": 0},
+            variable_axes={"params": 0, "intermediates": 0, SCORES: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast,) * 5,
             length=self.num_layers,
@@ -364,7 +364,8 @@ class EncoderDecoder(nn.Module):
         through the encoder and, by itself, what comes before.
 
         With ``mutable=["intermediates"]`` each stack tells ``embedded [B, S, D]``, and its layers
-        ``hidden [L, B, S, D]`` and ``attention_scores [L, B, H, S, S]``, before the softmax.
+        ``hidden [L, B, S, D]``; the collection `SCORES` is of the
+        ``attention_scores [L, B, H, S, S]`` before the softmax.
         """
         del token_types
         cfg = self.config

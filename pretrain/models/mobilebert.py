@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pretrain.errors import UserError
 from pretrain.fsdp import copies
-from pretrain.models.attention import attend, attention_mask, attention_scores
+from pretrain.models.attention import SCORES, attend, attention_mask, attention_scores
 from pretrain.models.layers import (
     ACTIVATIONS,
     Dense,
@@ -219,7 +219,7 @@ class MobileBert(nn.Module):
         self.embedding_norm = cfg.make_norm(cfg.outer_norm_eps)
         self.layers = nn.scan(
             rematerialised(Block, cfg.remat, static_argnums=(3,)),
-            variable_axes={"params": 0, "intermediates": 0},
+            variable_axes={"params": 0, "intermediates": 0, SCORES: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
@@ -242,8 +242,8 @@ class MobileBert(nn.Module):
         ``positions [B, S]`` default to 0, 1, ...; ``token_types [B, S]`` to 0.
 
         With ``mutable=["intermediates"]`` the model tells ``embedded [B, S, D]``, and every layer
-        what it passes on, ``hidden [L, B, S, D]``, and ``attention_scores [L, B, H, S, S]`` before
-        the softmax.
+        what it passes on, ``hidden [L, B, S, D]``; the collection `SCORES` is of the
+        ``attention_scores [L, B, H, S, S]`` before the softmax.
         """
         cfg = self.config
         if tokens.shape[1] > cfg.max_positions:

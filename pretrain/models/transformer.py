@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pretrain.errors import UserError
-from pretrain.models.attention import KERNELS, Shape, Sight, attention, sight
+from pretrain.models.attention import KERNELS, SCORES, Masking, Shape, attention, masking
 from pretrain.models.layers import (
     ACTIVATIONS,
     Dense,
@@ -169,7 +169,7 @@ class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, local, seen: Sight, positions, deterministic: bool):
+    def __call__(self, x, local, masking: Masking, positions, deterministic: bool):
         cfg = self.config
 
         def project(name, heads):
@@ -193,7 +193,7 @@ class Attention(nn.Module):
         if cfg.position == "rotary":
             query, key = rotary(query, positions, base), rotary(key, positions, base)
         query = query * cfg.attention_scale
-        context = attention(self, query, key, value, seen, local, deterministic)
+        context = attention(self, query, key, value, masking, local, deterministic)
         return Dense(
             ("heads", "kv"),
             (cfg.hidden_size,),
@@ -245,7 +245,7 @@ class Block(nn.Module):
     attention_norm: bool = True
 
     @nn.compact
-    def __call__(self, x, local, seen: Sight, positions, deterministic: bool):
+    def __call__(self, x, local, masking: Masking, positions, deterministic: bool):
         cfg = self.config
         attend = Attention(cfg, name="attention")
         feed_forward = FeedForward(cfg, name="ffn")
@@ -255,10 +255,10 @@ class Block(nn.Module):
 
         if cfg.norm_position == "pre":
             y = cfg.make_norm("attention_norm")(x) if self.attention_norm else x
-            x = x + drop(attend(y, local, seen, positions, deterministic))
+            x = x + drop(attend(y, local, masking, positions, deterministic))
             x = x + drop(feed_forward(cfg.make_norm("ffn_norm")(x)))
         else:
-            y = drop(attend(x, local, seen, positions, deterministic))
+            y = drop(attend(x, local, masking, positions, deterministic))
             x = cfg.make_norm("attention_norm")(x + y)
             x = cfg.make_norm("ffn_norm")(x + drop(feed_forward(x)))
         x = constrain(x, "batch", "length", None)
@@ -303,7 +303,7 @@ class Transformer(nn.Module):
             self.first_layer = block(cfg, attention_norm=False)
         self.layers = nn.scan(
             block,
-            variable_axes={"params": 0, "intermediates": 0},
+            variable_axes={"params": 0, "intermediates": 0, SCORES: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_layers - (not cfg.first_norm),
@@ -330,8 +330,9 @@ class Transformer(nn.Module):
         ``[B, S]``: positions of a causal model that all of their segment see (default: none).
 
         With ``mutable=["intermediates"]`` the trunk tells ``embedded [B, S, D]``, and every layer
-        what it passes on, ``hidden [L, B, S, D]``, and ``attention_scores [L, B, H, S, S]`` before
-        the softmax; a first layer without norm stands by itself (see `layer_outputs`).
+        what it passes on, ``hidden [L, B, S, D]``; the collection `SCORES` is of the
+        ``attention_scores [L, B, H, S, S]`` before the softmax, which only the plain attention has.
+        A first layer without norm stands by itself (see `layer_outputs`).
         """
         cfg = self.config
         if tokens.shape[1] > cfg.max_positions:
@@ -352,15 +353,17 @@ class Transformer(nn.Module):
             x = self.embedding_projection(x)
         x = constrain(x, "batch", "length", None)
         self.sow("intermediates", "embedded", x)
-        seen = self.sight(segment_ids, prefix, deterministic)
+        masking = self.masking(segment_ids, prefix, deterministic)
         local = jnp.arange(cfg.num_layers) % cfg.global_every != 0
         if not cfg.first_norm:
-            x, _ = self.first_layer(x, local[0], seen, positions, deterministic)
+            x, _ = self.first_layer(x, local[0], masking, positions, deterministic)
             local = local[1:]
-        x, _ = self.layers(x, local, seen, positions, deterministic)
+        x, _ = self.layers(x, local, masking, positions, deterministic)
         return self.final_norm(x) if cfg.norm_position == "pre" else x
 
-    def sight(self, segment_ids: jax.Array, prefix: jax.Array | None, deterministic: bool) -> Sight:
+    def masking(
+        self, segment_ids: jax.Array, prefix: jax.Array | None, deterministic: bool
+    ) -> Masking:
         """What every layer's attention needs to know."""
         cfg = self.config
         shape = Shape(
@@ -372,13 +375,13 @@ class Transformer(nn.Module):
             causal=cfg.causal,
             window=cfg.local_window,
         )
-        return sight(
+        return masking(
             "plain" if self.is_initializing() else cfg.attention,
             shape,
             segment_ids,
             prefix=prefix,
             rate=0.0 if deterministic else cfg.attention_dropout,
-            told=self.is_mutable_collection("intermediates"),
+            scores=self.is_mutable_collection(SCORES),
         )
 
     def output_table(self) -> jax.Array:
@@ -413,10 +416,10 @@ def count_pairs(seq_len: int, window: int, causal: bool) -> int:
     return seq_len + (before if causal else 2 * before)
 
 
-def layer_outputs(intermediates: dict, name: str = "hidden") -> jax.Array:
+def layer_outputs(sown: dict, name: str = "hidden") -> jax.Array:
     """What all layers have sown under ``name``, in order: ``[L, ...]``."""
-    stacked = _find(intermediates["layers"], name)
-    first = intermediates.get("first_layer")
+    stacked = _find(sown["layers"], name)
+    first = sown.get("first_layer")
     return stacked if first is None else jnp.concatenate([_find(first, name)[None], stacked])
 
 

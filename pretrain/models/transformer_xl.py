@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pretrain.errors import UserError
 from pretrain.models.adaptive import AdaptiveEmbed
-from pretrain.models.attention import attend, attention_scores
+from pretrain.models.attention import SCORES, attend, attention_scores
 from pretrain.models.layers import Dense, LayerNorm, dropout
 from pretrain.models.options import WITHOUT_NORM, Widths, check_choices, check_divides, check_least
 from pretrain.models.transformer import count_pairs, rematerialised
@@ -263,7 +263,7 @@ class TransformerXL(nn.Module):
         self.biases = relative_biases(self) if cfg.shared_biases else None
         self.layers = nn.scan(
             rematerialised(Block, cfg.remat, static_argnums=(6,)),
-            variable_axes={"params": 0, "intermediates": 0},
+            variable_axes={"params": 0, "intermediates": 0, SCORES: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
@@ -294,8 +294,8 @@ class TransformerXL(nn.Module):
         one that each row begins with); an id that no position has hides them.
 
         With ``mutable=["intermediates"]`` the model tells ``embedded [B, S, D]``, and every layer
-        what it passes on, ``hidden [L, B, S, D]``, and ``attention_scores [L, B, H, S, M + S]``
-        before the softmax.
+        what it passes on, ``hidden [L, B, S, D]``; the collection `SCORES` is of the
+        ``attention_scores [L, B, H, S, M + S]`` before the softmax.
         """
         del positions, token_types
         cfg, (rows, length) = self.config, tokens.shape

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pretrain.models.attention import SCORES
 from pretrain.models.transformer import layer_outputs
 from pretrain.objectives.base import Batch, Metrics, Objective
 from pretrain.objectives.labelled import Labelled
@@ -57,6 +58,12 @@ class Terms:
     def of_attention(self) -> bool:
         """Whether heads are compared with heads."""
         return any((self.attention, self.attention_scores))
+
+    @property
+    def sown(self) -> tuple[str, ...]:
+        """The collections of a model that terms read."""
+        scores = self.of_attention or self.relations
+        return ("intermediates", SCORES) if scores else ("intermediates",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +138,7 @@ class Distilled(Objective):
         if not self.terms.of_states:
             return self.student.forward(model_params(params), batch, **kwargs), {}
         own = self._with_lower_layers_frozen(model_params(params))
-        return _told(self.student, own, batch, **kwargs)
+        return _told(self.student, own, batch, self.terms, **kwargs)
 
     def score(self, params: dict, output: tuple[Any, dict], batch: Batch) -> Metrics:
         """The student's metrics, ``loss`` the weighted sum, and each term by its name."""
@@ -146,7 +153,7 @@ class Distilled(Objective):
         found: dict[str, jax.Array] = {}
         theirs = None
         if self.teacher is not None:
-            theirs, their_states = _told(self.teacher, self.params, batch)
+            theirs, their_states = _told(self.teacher, self.params, batch, terms)
         if terms.logits:
             found["logits"] = self._divergence(own, output, theirs, batch)
         if terms.of_states:
@@ -250,20 +257,22 @@ class Distilled(Objective):
             return (values * real).sum(-1) / jnp.maximum(real.sum(-1), 1.0)
 
         def embedded(states):
-            return states["embedded"][0].astype(float32)
+            return states["intermediates"]["embedded"][0].astype(float32)
 
         if terms.embeddings:
             difference = project(embedded(ours), 0) - embedded(theirs)
             found["embeddings"] = average(jnp.square(difference).mean(-1))
         if terms.cosine or terms.by_layer:
-            hidden = layer_outputs(ours).astype(float32)
-            teacher_hidden = layer_outputs(theirs).astype(float32)
+            hidden = layer_outputs(ours["intermediates"]).astype(float32)
+            teacher_hidden = layer_outputs(theirs["intermediates"]).astype(float32)
         if terms.cosine:
             found["cosine"] = average(
                 1.0 - cosine(project(hidden[-1], len(self.layers)), teacher_hidden[-1])
             )
         if terms.of_attention:
-            scores, their_scores = (layer_outputs(x, "attention_scores") for x in (ours, theirs))
+            scores, their_scores = (
+                layer_outputs(x[SCORES], "attention_scores") for x in (ours, theirs)
+            )
         layer_weights = self._layer_weights()
         for index, theirs_index in enumerate(self.layers):
             each: dict[str, jax.Array] = {}
@@ -298,12 +307,16 @@ class Distilled(Objective):
         """Divergences of self-attention relations ``[B, S]``, pairs summed, heads averaged."""
         mask = (real[:, None, :, None] * real[:, None, None, :]) > 0
         for states, layer in ((ours, -1), (theirs, self.relation_layer)):
-            mask &= _visible(layer_outputs(states, "attention_scores")[layer]).any(1, keepdims=True)
+            scores = layer_outputs(states[SCORES], "attention_scores")[layer]
+            mask &= _visible(scores).any(1, keepdims=True)
         total = jnp.zeros(real.shape)
         for pair in self.terms.relation_pairs:
             scores = []
             for states, layer in ((ours, -1), (theirs, self.relation_layer)):
-                vectors = [layer_outputs(states, f"{name}_vectors")[layer] for name in pair]
+                vectors = [
+                    layer_outputs(states["intermediates"], f"{name}_vectors")[layer]
+                    for name in pair
+                ]
                 count = self.terms.relation_heads or vectors[0].shape[2]
                 scores.append(relation_scores(*vectors, count, mask))
             total += attention_divergence(scores[1], scores[0]).mean(1)
@@ -315,10 +328,12 @@ def model_params(params: dict) -> dict:
     return {name: value for name, value in params.items() if name != EXTRA}
 
 
-def _told(objective: Objective, params: dict, batch: Batch, **kwargs: Any) -> tuple[Any, dict]:
-    """Output, and the intermediates of the trunk."""
-    output, told = objective.forward(params, batch, mutable=["intermediates"], **kwargs)
-    return output, told["intermediates"]["trunk"]
+def _told(
+    objective: Objective, params: dict, batch: Batch, terms: Terms, **kwargs: Any
+) -> tuple[Any, dict]:
+    """Output, and what the trunk tells that ``terms`` read: by name of the collection."""
+    output, told = objective.forward(params, batch, mutable=list(terms.sown), **kwargs)
+    return output, {name: collection["trunk"] for name, collection in told.items()}
 
 
 def divergence(teacher: jax.Array, student: jax.Array, temperature: float) -> jax.Array:

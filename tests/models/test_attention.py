@@ -31,6 +31,9 @@ class Plain:
     def sow(self, *_):
         pass
 
+    def is_initializing(self):
+        return False
+
 
 @functools.cache
 def arrays(kv_heads=K):
@@ -46,8 +49,8 @@ def value_and_gradients(function, query, key, value, grad):
 
 
 def plain(causal, window, local, *inputs):
-    seen = attention.sight("plain", SHAPE._replace(causal=causal, window=window), SEGMENTS)
-    return attention.attention(Plain(), *inputs, seen, jnp.asarray(local), True)
+    masking = attention.masking("plain", SHAPE._replace(causal=causal, window=window), SEGMENTS)
+    return attention.attention(Plain(), *inputs, masking, jnp.asarray(local), True)
 
 
 def splash(causal, window, local, *inputs):
@@ -94,8 +97,8 @@ def test_layers_hand_the_kernel_what_they_see(monkeypatch):
     def instead(query, key, value, ids, local, causal, window):
         called.append((causal, window))
         shape = attention.Shape(*query.shape[1:3], key.shape[2], 8, "float32", causal, window)
-        seen = attention.sight("plain", shape, ids)
-        return attention.attention(Plain(), query, key, value, seen, local, True)
+        masking = attention.masking("plain", shape, ids)
+        return attention.attention(Plain(), query, key, value, masking, local, True)
 
     monkeypatch.setattr(attention, "splash", instead)
     batch = tiny.lm_batch(rows=2, seq_len=128)
@@ -109,9 +112,15 @@ def test_layers_hand_the_kernel_what_they_see(monkeypatch):
     params = theirs.init(jax.random.key(0), batch["tokens"])
     expected = theirs.apply(params, batch["tokens"], segment_ids=batch["segment_ids"])
     monkeypatch.setattr(attention, "platform", lambda: "tpu")
-    found = ours.apply(params, batch["tokens"], segment_ids=batch["segment_ids"])
+    apply = functools.partial(ours.apply, params, batch["tokens"])
+    found = apply(segment_ids=batch["segment_ids"])
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert set(called) == {(False, 9)}
+    called.clear()
+    apply(mutable=["intermediates"])  # hidden states are there whatever computes the attention
+    assert called and attention.SCORES not in apply(mutable=["intermediates"])[1]
+    with pytest.raises(UserError, match="has no attention scores"):
+        apply(mutable=[attention.SCORES])
 
 
 @pytest.mark.parametrize("causal, window", [(True, 0), (False, 30)])
@@ -128,10 +137,10 @@ def test_what_cudnn_is_asked_for_gives_the_numbers_of_the_plain_attention(
     monkeypatch.setattr(jax.nn, "dot_product_attention", computed)
     shape = SHAPE._replace(causal=causal, window=window)
     mask = attention.attention_mask(jnp.asarray(SEGMENTS), causal)
-    seen = attention.Sight(jnp.asarray(SEGMENTS), mask, "cudnn", shape)
+    masking = attention.Masking(jnp.asarray(SEGMENTS), mask, "cudnn", shape)
 
     def cudnn(*inputs):
-        return attention.attention(Plain(), *inputs, seen, jnp.asarray(True), True)
+        return attention.attention(Plain(), *inputs, masking, jnp.asarray(True), True)
 
     with jax.set_mesh(tiny.mesh(fsdp=2, tensor=2)):
         found = jax.jit(functools.partial(value_and_gradients, cudnn))(*arrays())
@@ -159,8 +168,8 @@ def test_the_platform_is_that_of_the_mesh():
         assert attention.platform() == "cpu"
 
 
-def chosen(asked, shape=SHAPE, prefix=False, rate=0.0, told=False):
-    return attention.choose(asked, shape, prefix=prefix, rate=rate, told=told)
+def chosen(asked, shape=SHAPE, prefix=False, rate=0.0, scores=False):
+    return attention.choose(asked, shape, prefix=prefix, rate=rate, scores=scores)
 
 
 def test_auto_takes_what_the_platform_has(monkeypatch):
@@ -180,7 +189,7 @@ def test_auto_takes_what_the_platform_has(monkeypatch):
         ("splash", "tpu", "multiple of 128 positions, not of 200", {"shape": (200,)}),
         ("splash", "tpu", "no later positions in a prefix", {"prefix": True}),
         ("splash", "tpu", "needs model.attention_dropout 0 and found 0.1", {"rate": 0.1}),
-        ("splash", "tpu", "tells no attention scores", {"told": True}),
+        ("splash", "tpu", "has no attention scores in memory", {"scores": True}),
         ("splash", "tpu", r"whole on a device \(mesh.sequence 1\)", {"sequence": 2}),
     ],
 )

@@ -15,6 +15,7 @@ from configs import mobilebert as shipped
 from pretrain import config as configs
 from pretrain import schema, tasks
 from pretrain.errors import UserError
+from pretrain.models.attention import SCORES
 from pretrain.models.heads import Encoder, LanguageModel
 from pretrain.models.mobilebert import MobileBert, MobileBertConfig, MobileBertLMHead, trigrams
 from tests import tiny
@@ -122,16 +123,16 @@ def test_unrolling_and_remat_change_nothing():
 def test_layers_tell_their_hidden_states_and_attention_scores():
     """Those of the first layer are what a model of that layer alone gives."""
     params = params_of(RELEASED)
-    apply = functools.partial(MobileBert(RELEASED).apply, mutable=["intermediates"])
+    apply = functools.partial(MobileBert(RELEASED).apply, mutable=["intermediates", SCORES])
     out, told = jax.jit(apply)({"params": params}, **BATCH)
-    told = told["intermediates"]
+    told, scores = told["intermediates"], told[SCORES]
     assert told["embedded"][0].shape == (4, 24, 24)
     (states,) = told["layers"]["hidden"]
     np.testing.assert_array_equal(states[-1], out)
     one = dataclasses.replace(RELEASED, num_layers=1)
     first = params | {"layers": jax.tree.map(lambda x: x[:1], params["layers"])}
     np.testing.assert_allclose(states[0], compiled(one)(first, BATCH), rtol=1e-4, atol=1e-4)
-    (scores,) = told["layers"]["attention"]["attention_scores"]
+    (scores,) = scores["layers"]["attention"]["attention_scores"]
     assert scores.shape == (2, 4, 2, 24, 24)
     segments = BATCH["segment_ids"]
     seen = segments[:, None, :, None] == segments[:, None, None, :]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.models.attention import Shape, attention_mask, sight
+from pretrain.models.attention import SCORES, Shape, attention_mask, masking
 from pretrain.models.transformer import Attention, Transformer, layer_outputs
 from tests import tiny
 
@@ -135,10 +135,10 @@ def test_attention_equals_numpy():
     segments = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]], np.int32)
     config = dataclasses.replace(BERT, causal=True)
     shape = Shape(6, heads=2, kv_heads=2, head_size=8, dtype="float32", causal=True)
-    seen = sight("plain", shape, jnp.asarray(segments))
+    masks = masking("plain", shape, jnp.asarray(segments))
     positions = np.zeros((2, 6), np.int32)
     module, everywhere = Attention(config), jnp.zeros((), bool)
-    inputs = (x, everywhere, seen, positions, True)
+    inputs = (x, everywhere, masks, positions, True)
     variables = nn.unbox(module.init(jax.random.key(0), *inputs))
     params = jax.tree.map(lambda a: np.asarray(a) * 25 + 0.01, variables["params"])
     got = module.apply({"params": params}, *inputs)
@@ -205,13 +205,15 @@ def test_forward_flops_equal_the_compilers_count(name):
 def test_layers_tell_their_hidden_states_and_attention_scores():
     """Those of the first layer are what a model of that layer alone gives."""
     params, _ = compiled(BERT)
-    _, told = Transformer(BERT).apply({"params": params}, **BATCH, mutable=["intermediates"])
+    _, told = Transformer(BERT).apply(
+        {"params": params}, **BATCH, mutable=["intermediates", SCORES]
+    )
     states = layer_outputs(told["intermediates"])
     np.testing.assert_allclose(states[-1], hidden(BERT, BATCH), atol=1e-5)
     first = params | {"layers": jax.tree.map(lambda x: x[:1], params["layers"])}
     alone = Transformer(dataclasses.replace(BERT, num_layers=1)).apply({"params": first}, **BATCH)
     np.testing.assert_allclose(states[0], alone, atol=1e-5)
-    scores = layer_outputs(told["intermediates"], "attention_scores")
+    scores = layer_outputs(told[SCORES], "attention_scores")
     assert scores.shape == (2, 4, 2, 24, 24)
     seen = np.broadcast_to(attention_mask(BATCH["segment_ids"], causal=False), scores.shape[1:])
     assert (np.isfinite(scores[0]) & (scores[0] > -1e30) == seen).all()
@@ -220,7 +222,9 @@ def test_layers_tell_their_hidden_states_and_attention_scores():
 def test_a_first_layer_without_norm_is_told_before_the_others():
     """Also that local layers see their window only: their scores say what was hidden."""
     params, _ = compiled(MODERN_BERT)
-    _, told = Transformer(MODERN_BERT).apply({"params": params}, **BATCH, mutable=["intermediates"])
+    _, told = Transformer(MODERN_BERT).apply(
+        {"params": params}, **BATCH, mutable=["intermediates", SCORES]
+    )
     states = np.asarray(layer_outputs(told["intermediates"]))
     assert states.shape == (4, 4, 24, 16)
     final = np.asarray(params["final_norm"]["scale"]) * (
@@ -228,7 +232,7 @@ def test_a_first_layer_without_norm_is_told_before_the_others():
     )
     final /= np.sqrt(np.var(states[-1], -1, keepdims=True) + MODERN_BERT.norm_eps)
     np.testing.assert_allclose(final, hidden(MODERN_BERT, BATCH), rtol=1e-3, atol=1e-3)
-    seen = layer_outputs(told["intermediates"], "attention_scores") > -1e30
+    seen = layer_outputs(told[SCORES], "attention_scores") > -1e30
     same = np.asarray(attention_mask(BATCH["segment_ids"], causal=False))
     distance = np.abs(np.subtract.outer(np.arange(24), np.arange(24)))
     for layer, window in enumerate((24, 3, 3, 24)):

@@ -17,6 +17,7 @@ from pretrain.errors import UserError
 from pretrain.hf import models
 from pretrain.hf.transformer_xl import FAMILY
 from pretrain.models.adaptive import AdaptiveSoftmax
+from pretrain.models.attention import SCORES
 from pretrain.models.heads import LanguageModel
 from pretrain.models.transformer_xl import (
     TransformerXL,
@@ -70,7 +71,7 @@ def compiled(cfg):
     model = language_model(cfg)
     return jax.jit(
         lambda params, tokens, inputs: model.apply(
-            {"params": params}, tokens, **inputs, mutable=["intermediates"]
+            {"params": params}, tokens, **inputs, mutable=["intermediates", SCORES]
         )
     )
 
@@ -78,7 +79,8 @@ def compiled(cfg):
 def run(cfg, tokens, **inputs):
     """Hidden states, and what the trunk tells."""
     hidden, told = compiled(cfg)(parameters(cfg), tokens, inputs)
-    return np.asarray(hidden, np.float32), told["intermediates"]["trunk"]
+    scores = told[SCORES]["trunk"]["layers"]["attention"]["attention_scores"][0]
+    return np.asarray(hidden, np.float32), told["intermediates"]["trunk"] | {"scores": scores}
 
 
 def states(told) -> np.ndarray:
@@ -167,7 +169,7 @@ def test_scores_equal_a_loop_over_distances(cfg):
     _, told = run(
         cfg, TOKENS[:1, :length], segment_ids=segments, memory=memory, memory_segment_ids=before
     )
-    found = told["layers"]["attention"]["attention_scores"][0][0, 0]
+    found = told["scores"][0, 0]
     trunk = parameters(cfg)["trunk"]
     layer = jax.tree.map(lambda x: x[0].astype(np.float64), trunk["layers"]["attention"])
     of = trunk if cfg.shared_biases else layer

@@ -11,6 +11,7 @@ import pytest
 from scipy import special, stats
 
 from pretrain import config as configs
+from pretrain.models.attention import SCORES
 from pretrain.models.transformer import layer_outputs
 from pretrain.objectives import distill
 from pretrain.objectives.distill import EXTRA, Distilled, Terms
@@ -101,8 +102,8 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher, corrupted):
 
 @functools.partial(jax.jit, static_argnums=0)
 def states_of(objective, params, batch):
-    _, told = objective.forward(params, batch, mutable=["intermediates"])
-    return told["intermediates"]["trunk"]
+    _, told = objective.forward(params, batch, mutable=["intermediates", SCORES])
+    return {name: collection["trunk"] for name, collection in told.items()}
 
 
 def test_terms_follow_their_formulas(teacher, corrupted):
@@ -119,14 +120,17 @@ def test_terms_follow_their_formulas(teacher, corrupted):
     want = dict.fromkeys(weights, 0.0)
 
     def get(states, name):
-        return np.asarray(layer_outputs(states, name), np.float64)
+        collection = SCORES if name == "attention_scores" else "intermediates"
+        return np.asarray(layer_outputs(states[collection], name), np.float64)
 
     hidden, other = get(ours, "hidden"), get(theirs, "hidden")[[1, 0]]
     scores, their_scores = get(ours, "attention_scores"), get(theirs, "attention_scores")
     for row, weight in enumerate(rows):
         real = np.flatnonzero(batch["segment_ids"][row])
         a, b = hidden[:, row, real], other[:, row, real]
-        embedded = [np.asarray(x["embedded"][0])[row, real] for x in (ours, theirs)]
+        embedded = [
+            np.asarray(x["intermediates"]["embedded"][0])[row, real] for x in (ours, theirs)
+        ]
         want["embeddings"] += weight * np.square(embedded[0] - embedded[1]).mean()
         last, target = a[-1], get(theirs, "hidden")[-1, row, real]
         norms = np.linalg.norm(last, axis=-1) * np.linalg.norm(target, axis=-1)
@@ -208,6 +212,16 @@ def test_the_teacher_has_no_dropout(teacher, corrupted):
         for other in (objective, noisy)
     ]
     np.testing.assert_allclose(*totals, rtol=1e-6)
+
+
+def test_only_terms_that_compare_heads_ask_for_scores(teacher, corrupted):
+    """Kernels of accelerators compute the same without scores in memory."""
+    objective = teacher[0]
+    params = init(objective)
+    for name in NAMES[1:]:
+        student = distilled(objective, objective, **{name: 1.0})
+        _, told = jax.eval_shape(student.forward, params, corrupted)
+        assert (SCORES in told) == (name in ("attention", "attention_scores", "relations")), name
 
 
 @pytest.mark.parametrize("options", [{"causal": True}, {"local_window": 2, "global_every": 2}])
