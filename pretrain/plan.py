@@ -110,6 +110,7 @@ class Memory:
     aliased: int  # outputs in the place of arguments, which are donated
     temporaries: int
     peak: int
+    host: int = 0  # what lies in the host's memory instead
 
     @property
     def needed(self) -> int:
@@ -216,6 +217,7 @@ def make(config: ConfigDict, target: Target) -> Plan:
         found.alias_size_in_bytes,
         found.temp_size_in_bytes,
         found.peak_memory_in_bytes,
+        found.host_argument_size_in_bytes + found.host_temp_size_in_bytes,
     )
     return Plan(
         target.chip,

@@ -80,6 +80,8 @@ def report(found: plan.Plan, config: ConfigDict) -> str:
         f"  model FLOPs     {found.model_flops / 1e12:12,.3f} T",
         f"  compiled FLOPs  {costs.flops / 1e12:12,.3f} T, of matrix products{elsewhere}",
     ]
+    if memory.host:
+        lines.insert(-2, f"  on the host     {memory.host / MIB:12,.1f} MiB")
     if costs.cycles:
         lines.append(
             f"  cycles          {costs.cycles / 1e6:12,.1f} M, of matrix products "

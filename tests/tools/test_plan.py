@@ -21,6 +21,14 @@ def test_report():
     assert lines[-1].startswith("MFU at most ")
 
 
+def test_report_tells_what_lies_on_the_host():
+    found = test_plan.planned()
+    assert "on the host" not in tool.report(found, test_plan.small())
+    memory = plan.dataclasses.replace(found.memory, host=3 * 2**20)
+    lines = tool.report(plan.dataclasses.replace(found, memory=memory), test_plan.small())
+    assert "on the host              3.0 MiB" in lines
+
+
 def test_numbers_are_json():
     found = test_plan.planned()
     about = json.loads(json.dumps(found.as_dict()))
