@@ -5,12 +5,14 @@ embeddings (``div_val``); the first holds a column for each of the others, so th
 ``p(id) = p(cluster) p(id | cluster)``.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pretrain.fsdp import copies
 from pretrain.models.layers import Dense, Embed, product
 
 
@@ -99,39 +101,67 @@ class AdaptiveSoftmax(nn.Module):
 
     config: Any  # TransformerXLConfig
 
-    def matrix(self, table: Any, rows: int) -> Any:
-        """`AdaptiveEmbed.weights`, which a call uses where weights are tied."""
-        del rows
-        return table
+    def setup(self):
+        cfg = self.config
+        init = dict(init_std=cfg.init_std, dtype=cfg.dtype)
+        self.output = [Output(*table, cfg.tied, cfg.init_std) for table in cfg.tables]
+        if cfg.num_clusters > 1:
+            self.clusters = Dense(("embed",), (cfg.num_clusters - 1,), ("classes",), **init)
+        own = {"none": cfg.num_clusters, "all_but_first": 1, "all": 0}[cfg.tied_projections]
+        init["init_std"] = cfg.projection_init_std
+        self.projection = [
+            Dense(("embed",), (width,), ("embed_out",), use_bias=False, **init)
+            for width in self._widths[: own if cfg.projected else 0]
+        ]
 
-    @nn.compact
+    @property
+    def _widths(self) -> list[int]:
+        """Of what each cluster's logits are made of."""
+        tables = self.config.tables
+        return [tables[min(i, len(tables) - 1)][1] for i in range(self.config.num_clusters)]
+
+    def matrix(self, table: tuple[Sequence[jax.Array], Sequence[jax.Array]], rows: int) -> Any:
+        """Tables and projections of `AdaptiveEmbed.weights`, or the kernels in place of the tables.
+
+        Each as `copies` for a batch of so many ``rows``.
+        """
+        dtype = self.config.dtype
+
+        def made(x, *names):
+            return copies(x.astype(dtype), rows, *names)
+
+        tables, projections = table
+        if self.config.tied:
+            tables = [made(x, "vocab", "embed") for x in tables]
+        else:
+            tables = [made(x.kernel, "embed", "vocab") for x in self.output]
+        return tables, [made(x, "embed", "embed_out") for x in projections]
+
     def __call__(
-        self, hidden: jax.Array, matrix: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
+        self, hidden: jax.Array, matrix: tuple[Sequence[jax.Array], Sequence[jax.Array]]
     ) -> jax.Array:
         cfg = self.config
         tables, projections = matrix
-        outputs = [
-            Output(rows, width, cfg.tied, cfg.init_std, name=f"output_{index}")
-            for index, (rows, width) in enumerate(cfg.tables)
-        ]
         hidden = hidden.astype(cfg.dtype)
         parts, columns = [], None
         for cluster in range(cfg.num_clusters):
             index = min(cluster, len(tables) - 1)
-            start = cfg.bounds[cluster]
-            rows = slice(0, None) if len(tables) > 1 else slice(start, cfg.bounds[cluster + 1])
+            table, bias = tables[index], self.output[index].bias
+            if len(tables) == 1:
+                start, end = cfg.bounds[cluster : cluster + 2]
+                axis = -2 if cfg.tied else -1
+                table = jax.lax.slice_in_dim(table, start, end, axis=axis)
+                bias = bias[start:end]
             inner = hidden
-            if cfg.projected:
-                inner = self._project(hidden, cluster, projections[index])
-            kernel = tables[index].T if cfg.tied else outputs[index].kernel
-            logits = product(inner, kernel[:, rows].astype(cfg.dtype), dtype="float32")
-            logits = logits + outputs[index].bias[rows].reshape((1,) * (logits.ndim - 1) + (-1,))
+            if cfg.projected and cluster < len(self.projection):
+                inner = self.projection[cluster](hidden)
+            elif cfg.projected:
+                inner = product(hidden, projections[index], transposed=True)
+            logits = product(inner, table, transposed=cfg.tied, dtype="float32")
+            logits = logits + bias.reshape((1,) * (logits.ndim - 1) + (-1,))
             if cluster == 0 and cfg.num_clusters > 1:
-                others = Dense(
-                    ("embed",), (cfg.num_clusters - 1,), ("classes",), init_std=cfg.init_std,
-                    dtype=cfg.dtype, name="clusters",
-                )(inner)  # fmt: skip
-                logits = jnp.concatenate([logits, others.astype(jnp.float32)], axis=-1)
+                others = self.clusters(inner).astype(jnp.float32)
+                logits = jnp.concatenate([logits, others], axis=-1)
             log_probs = nn.log_softmax(logits)
             if cluster == 0:
                 columns = log_probs[..., cfg.bounds[1] :]
@@ -141,22 +171,12 @@ class AdaptiveSoftmax(nn.Module):
             parts.append(log_probs)
         return jnp.concatenate(parts, axis=-1)
 
-    def _project(self, hidden: jax.Array, cluster: int, projection: jax.Array) -> jax.Array:
-        """``[..., D] -> [..., width]``: through the embedding's projection or one of its own."""
-        cfg = self.config
-        if cfg.tied_projections == "all" or (cluster and cfg.tied_projections == "all_but_first"):
-            return product(hidden, projection.astype(cfg.dtype), transposed=True)
-        return Dense(
-            ("embed",), (projection.shape[0],), ("embed_out",), use_bias=False,
-            init_std=cfg.projection_init_std, dtype=cfg.dtype, name=f"projection_{cluster}",
-        )(hidden)  # fmt: skip
-
     def forward_flops(self) -> int:
         """Of one position, all clusters computed."""
         cfg = self.config
         total = cfg.embedding_width * (cfg.num_clusters - 1)
         for cluster in range(cfg.num_clusters):
-            width = cfg.tables[min(cluster, len(cfg.tables) - 1)][1]
+            width = self._widths[cluster]
             rows = cfg.bounds[cluster + 1] - cfg.bounds[cluster]
             total += width * rows + (cfg.hidden_size * width if cfg.projected else 0)
         return 2 * total
