@@ -209,8 +209,7 @@ def train_step(
     )
     grads = jax.tree.map(lambda g, p: (g + p) * scale, grads, penalty_grads)
     opt_state = state.opt_state
-    if optimizer.offload:  # when gradients are there, and back where `abstract` has it
-        opt_state, grads = jax.lax.optimization_barrier((opt_state, grads))
+    if optimizer.offload:  # what comes back goes where `abstract` has it
         opt_state = jax.device_put(opt_state, jax.memory.Space.Device)
     trained, opt_state, scalars = optimizer.update(
         grads,

@@ -36,17 +36,20 @@ ADAM = schema.OPTIMIZERS["adamw"] | {"b2": 0.95, "eps": 1e-12, "clip": 0.0, "wei
 
 
 @functools.cache
-def coordinates(width: int, mup: bool) -> dict:
+def coordinates(width: int, mup: bool, larger_heads: bool = False) -> dict:
     """Mean sizes after a few steps of a decoder, and of how far they went from their first values.
+
+    Wider ones have more heads of 32, or the same two ``larger_heads``.
 
     Without muP it is the standard parametrisation of 64, the base, at every width: matrices begin
     at 1 / sqrt(width), one rate for all.
     """
     options = tiny.transformer(
-        hidden_size=width, num_heads=width // 32, ffn_size=width, causal=True,
-        norm_position="pre", embedding_norm=False, head_transform=False, head_bias=False,
+        hidden_size=width, num_heads=2 if larger_heads else width // 32, ffn_size=width,
+        causal=True, norm_position="pre", embedding_norm=False,
+        head_transform=False, head_bias=False,
         init_std=(64 if mup else width) ** -0.5,
-        mup_base_width=64 if mup else 0,
+        mup_base_width=64 if mup else 0, mup_base_head_size=32 if larger_heads else 0,
     )  # fmt: skip
     model = language_model("transformer", options)
     optimizer = optim.create("adamw", **ADAM, width_ratio=options.width_ratio)
@@ -96,8 +99,9 @@ def slope(sizes: list[float], widths=WIDTHS) -> float:
 )
 def test_coordinates_do_not_depend_on_the_width(name):
     """The first logits vanish with the width, what is learned does not."""
-    sizes = [coordinates(width, True)[name] for width in WIDTHS]
-    assert abs(slope(sizes)) < STEADY and max(sizes) < SPREAD * min(sizes), sizes
+    for widths, larger_heads in ((WIDTHS, False), (WIDTHS[::2], True)):
+        sizes = [coordinates(width, True, larger_heads)[name] for width in widths]
+        assert abs(slope(sizes, widths)) < STEADY and max(sizes) < SPREAD * min(sizes), sizes
 
 
 @pytest.mark.parametrize("name", ["hidden moved", "attention moved", "logits moved"])
