@@ -101,7 +101,7 @@ def _own_cycles(step: Step) -> int:
 
 def _own_flops(step: Step) -> int:
     this = step.instruction
-    if this.opcode not in MATMULS and "lhs_contracting_dimensions" not in this.attributes:
+    if this.opcode not in MATMULS and '"dot_dimension_numbers"' not in this.attributes:
         return 0
     return step.times * matmul_flops(step.computation, this)
 
@@ -223,8 +223,8 @@ def matmul_flops(computation: Computation, this: Instruction) -> int:
     left = computation[this.operands[0]].shape
     if this.opcode == "convolution":
         return _convolution_flops(left, computation[this.operands[1]].shape, this)
-    dims = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([\d,"]*)', this.attributes)
-    contracted = [left[int(d)] for d in dims[1].replace('"', "").split(",") if d]
+    dims = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:]\s*[{\[]([\d,"\s]*)', this.attributes)
+    contracted = [left[int(d)] for d in re.findall(r"\d+", dims[1])]
     return 2 * math.prod(this.shape) * math.prod(contracted)
 
 

@@ -224,6 +224,31 @@ def test_tpu_text():
     }
 
 
+GPU = """\
+HloModule jit_step, is_scheduled=true, num_partitions=8
+
+ENTRY %main (p0: bf16[8,16], p1: bf16[16,32]) -> bf16[8,32] {
+  %p0 = bf16[8,16]{1,0} parameter(0)
+  %p1 = bf16[16,32]{1,0} parameter(1)
+  %attention.1 = (bf16[8,16]{1,0}, u8[0]{0}) custom-call(%p0, %p0, %p0), \
+custom_call_target="__cudnn$fmhaScaleBiasSoftmax", backend_config={"cudnn_fmha_backend_config": \
+{"bmm1_dot_dimension_numbers": {"lhs_contracting_dimensions": ["3"]}}}
+  %context = bf16[8,16]{1,0} get-tuple-element(%attention.1), index=0
+  %gemm.1 = (bf16[8,32]{1,0}, s8[64]{0}) custom-call(%context, %p1), \
+custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config": \
+{"dot_dimension_numbers": {"lhs_contracting_dimensions": ["1"], "rhs_batch_dimensions": []}}}
+  ROOT %result = bf16[8,32]{1,0} get-tuple-element(%gemm.1), index=0
+}
+"""
+
+
+def test_gpu_text():
+    """Products of libraries count; cuDNN's attention, which has dimensions too, is a kernel."""
+    found = costs.costs(GPU)
+    assert found.flops == 2 * 8 * 16 * 32 and not found.cycles
+    assert found.kernels == {"__cudnn$fmhaScaleBiasSoftmax:attention": 1}
+
+
 def brute_force(source, target, size, stride, pad, dilate, kernel_dilate):
     dilated = {i * dilate for i in range(source)}
     return sum(
