@@ -32,6 +32,11 @@ def is_pretraining(row: Row) -> bool:
     return row.get("objective") not in LABELLED
 
 
+def word_loss(values: Row, prefix: str) -> float | None:
+    """Held-out loss in nats a predicted word piece; of replaced-token detection its generator's."""
+    return values.get(f"{prefix}generator_loss", values.get(f"{prefix}loss"))
+
+
 def sign(metric: str) -> int:
     """1 where a larger value of the metric is better, else -1."""
     return -1 if metric.split("/")[-1] in LOWER_IS_BETTER else 1

@@ -12,6 +12,7 @@ from pretrain.comparison import (
     is_pretraining,
     mean,
     metric_name,
+    word_loss,
 )
 from pretrain.page import duration, number, plural, quantity
 from pretrain.stats import Interval
@@ -208,10 +209,11 @@ def pretraining_findings(rows: Sequence[Row]) -> list[str]:
     """How far each pretraining run got below guessing by frequency."""
     sentences = []
     for row in filter(is_pretraining, finished(rows)):
-        loss, entropy = row.get("scores.validation.loss"), row.get("data.unigram_entropy")
+        loss, entropy = word_loss(row, "scores.validation."), row.get("data.unigram_entropy")
         if loss is None or entropy is None:
             continue
         below = entropy - loss
+        whose = " of its generator" if "scores.validation.generator_loss" in row else ""
         if below <= 0:
             words = f"no better than guessing by word-piece frequency ({number(entropy, 2)})"
         elif below < PLATEAU * entropy:
@@ -224,7 +226,7 @@ def pretraining_findings(rows: Sequence[Row]) -> list[str]:
                 f"{number(below, 2)} below guessing by word-piece frequency ({number(entropy, 2)})"
             )
         sentences.append(
-            f"{quoted(row['name'])}: held-out loss {number(loss, 2)} nats after "
+            f"{quoted(row['name'])}: held-out loss{whose} {number(loss, 2)} nats after "
             f"{quantity(row['train.tokens'])} tokens, {words}."
         )
     return sentences

@@ -21,6 +21,7 @@ from pretrain.comparison import (
     pretraining_cost,
     size_pairs,
     tasks,
+    word_loss,
 )
 from pretrain.files import write_text
 from pretrain.findings import answers, missing, pretraining_findings, signed, task_findings
@@ -209,8 +210,9 @@ def _pretraining(runs: Sequence[Row], look: Mapping[str, plots.Style]) -> list[B
             Figure(
                 "pretraining.png",
                 plots.pretraining_curves(runs, look),
-                "Loss on held-out text against tokens seen. The dashed line is the unigram "
-                "entropy: the loss of guessing every word piece by its frequency.",
+                "Loss on held-out text against tokens seen (of replaced-token detection: its "
+                "generator's). The dashed line is the unigram entropy: the loss of guessing every "
+                "word piece by its frequency.",
             )
         )
     if sentences := pretraining_findings(runs):
@@ -223,14 +225,15 @@ def _pretraining(runs: Sequence[Row], look: Mapping[str, plots.Style]) -> list[B
         "Tokens": lambda r: quantity(r.get("train.tokens")),
         "FLOPs": lambda r: quantity(r.get("train.flops")),
         "Time": lambda r: duration(r.get("train.seconds")),
-        "Loss": lambda r: number(r.get("scores.validation.loss")),
+        "Loss": lambda r: number(word_loss(r, "scores.validation.")),
         "Masked accuracy": lambda r: number(r.get("scores.validation.masked_accuracy")),
         "Unigram entropy": lambda r: number(r.get("data.unigram_entropy")),
     }
     caption = (
-        "Scores on held-out text; loss and entropy in nats a predicted word piece. Masked "
-        "accuracy: share of hidden word pieces guessed right. FLOPs: arithmetic operations of "
-        "training, estimated from the shapes."
+        "Scores on held-out text; loss and entropy in nats a predicted word piece; of "
+        "replaced-token detection the loss is the generator's. Masked accuracy: share of hidden "
+        "word pieces guessed right. FLOPs: arithmetic operations of training, estimated from the "
+        "shapes."
     )
     cells = [[show(r) for show in columns.values()] for r in runs]
     return [*blocks, Table(list(columns), cells, caption, text_columns=2)]

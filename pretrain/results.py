@@ -36,12 +36,15 @@ def finished_row(
 
 
 def loss_curve(path: pathlib.Path) -> list[list[float]]:
-    """``[[step, tokens seen, validation loss], ...]``; what a resumed run logged last counts."""
-    curve = {
-        entry["step"]: [entry["step"], entry["train/tokens"], entry["validation/loss"]]
-        for entry in read_jsonl(path)
-        if entry.get("validation/loss") is not None  # null stands for nan
-    }
+    """``[[step, tokens seen, held-out loss], ...]``; what a resumed run logged last counts.
+
+    The loss is `comparison.word_loss`.
+    """
+    curve = {}
+    for entry in read_jsonl(path):
+        loss = comparison.word_loss(entry, "validation/")
+        if loss is not None:  # null stands for nan
+            curve[entry["step"]] = [entry["step"], entry["train/tokens"], loss]
     return [curve[step] for step in sorted(curve)]
 
 

@@ -186,6 +186,9 @@ def test_cost_table():
 def test_pretraining_loss_is_judged_against_the_unigram_entropy(loss, words):
     (text,) = findings.pretraining_findings([study_table.pretraining_row("tiny", 1.0, loss)])
     assert words in text
+    row = study_table.pretraining_row("tiny", 1.0, 0.3) | {"scores.validation.generator_loss": loss}
+    (text,) = findings.pretraining_findings([row])
+    assert words in text and "loss of its generator" in text
 
 
 def test_the_validation_set_is_that_of_labelled_runs():

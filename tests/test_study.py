@@ -270,6 +270,9 @@ def test_curve_holds_the_held_out_losses_and_the_later_line_counts(tmp_path):
     path.write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"step": 30, "val')
     assert results.loss_curve(path) == [[15, 200, 5.5], [20, 300, 5.0]]
     assert results.loss_curve(tmp_path / "absent.jsonl") == []
+    line = lines[-1] | {"validation/loss": 0.3, "validation/generator_loss": 4.0}
+    path.write_text(json.dumps(line) + "\n")
+    assert results.loss_curve(path) == [[20, 300, 4.0]]  # of pieces, not of what was replaced
 
 
 def test_a_score_that_is_null_is_there_but_not_a_number(tmp_path):
