@@ -24,6 +24,7 @@ STEPS = {20: 60, 100: 100, 500: 200, 2500: 600, EVERY: 4500}  # of 16 windows, b
 TASK = "Classification: IMDB sentiment"
 PIECES, SENTINELS, SEQ = 4096, 100, 128
 LR = {"tiny": 2e-3, "mini": 1.5e-3}  # of pretraining; half of it of fine-tuning
+RELATIVE_LR = 1e-2  # of T5's Adafactor, likewise
 UNLABELLED = "unsupervised.jsonl.gz[:98%]"
 RAW = dict(train=UNLABELLED, validation="unsupervised.jsonl.gz[98%:]")
 LABELLED = dict(
@@ -42,7 +43,9 @@ def get_config(arg=None):
     config = configs.base(
         model="encoder_decoder" if network == "t5" else "transformer",
         objective=arg.variant if pretraining else "classify",
+        optimizer="adafactor" if network == "t5" else "adamw",
     )
+    rate = RELATIVE_LR if network == "t5" else LR[arg.size]
     set_network(config.model, network, arg.size)
     config.data.update(sources(arg.data, RAW if pretraining else LABELLED))
     config.tokenizer.source = f"{arg.data}/{UNLABELLED}"
@@ -50,12 +53,12 @@ def get_config(arg=None):
     config.train.batch_size, config.train.seq_len = 16, SEQ
     if pretraining:
         config.model.dropout = config.model.attention_dropout = 0.0
-        config.optimizer.lr, config.train.budget = LR[arg.size], "4000 steps"
+        config.optimizer.lr, config.train.budget = rate, "4000 steps"
         config.evals.every, config.evals.batches = "10%", 10
         if arg.variant == "rtd":
             config.objective.generator_size = 0.5
     else:
-        config.optimizer.lr, config.train.budget = LR[arg.size] / 2, "200 steps"
+        config.optimizer.lr, config.train.budget = rate / 2, "200 steps"
         config.objective.pool, config.evals.every = "mean", "100%"
         if network == "t5":
             config.model.reads = "encoder"

@@ -44,7 +44,9 @@ def get_config(arg=None):
         model.vocab_size, model.cutoffs, model.div_val = 0, "", 1
     if name == "t5":
         model.head_size, model.vocab_size = 32, PIECES + config.objective.num_sentinels
-    optimizer.lr, optimizer.warmup, optimizer.schedule = 3e-3, "10%", "linear"
+    if name != "t5":  # whose optimizer has another unit
+        optimizer.lr = 3e-3
+    optimizer.warmup, optimizer.schedule = "10%", "linear"
     config.train.batch_size, config.train.budget = 16, "150 steps"
     config.evals.every, config.evals.batches = "100%", 4
     return config
