@@ -8,9 +8,11 @@ gradients are summed: once for each use of `copies`, however many products in a 
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
 from jax.sharding import PartitionSpec
 
 from pretrain.sharding import BATCH_AXES, FSDP, Placement, placements, spec
@@ -54,6 +56,19 @@ def copies(x: jax.Array, rows: int, *names: str | None) -> jax.Array:
     if sizes := group_sizes(rows):
         return _copies(x, found, sizes)
     return jax.lax.with_sharding_constraint(x, _kept(found, ()))
+
+
+def in_pieces() -> bool:
+    """Whether the mesh that a step is compiled for has axes that split parameters."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and any(mesh.shape[axis] > 1 for axis in FSDP)
+
+
+def all_but_copies(primitive: Primitive, *_, **params: Any) -> bool:
+    """A policy of ``jax.checkpoint``: keeps what is computed, not what is only laid out: `copies`."""
+    if called := params.get("call_jaxpr"):
+        return any(all_but_copies(step.primitive, **step.params) for step in called.eqns)
+    return primitive.name not in ("sharding_constraint", "broadcast_in_dim")
 
 
 def _kept(found: Sequence[Placement], axes: Sequence[str]) -> PartitionSpec:

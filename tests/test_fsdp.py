@@ -1,16 +1,21 @@
 """Copies of parameters for groups of rows: what they hold, and how their gradients are summed."""
 
 import functools
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from pretrain import fsdp, sharding, state
-from pretrain.costs import costs
+from pretrain import fsdp, schema, sharding, state
+from pretrain.costs import costs, group_size
+from pretrain.models.families import language_model
 from pretrain.models.layers import Embed
+from pretrain.models.transformer_xl import TransformerXLConfig
+from pretrain.objectives.causal import CausalLM
 from tests import tiny
 
+MESH = tiny.mesh(fsdp=4, fsdp_y=2)
 FULL = {"slices": 2, "fsdp": 2, "fsdp_y": 2}
 RAGGED = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
 
@@ -96,39 +101,66 @@ def test_pieces_of_any_dimension_keep_their_order(at):
 
 
 @functools.cache
-def compiled(chunk_size=16, remat="none"):
-    """What an update of a causal model costs one of 4 x 2 devices, and its parameters."""
-    shape = dict(
-        hidden_size=64, num_heads=4, ffn_size=256, vocab_size=512, num_layers=2, remat=remat
-    )
-    shape |= dict(tied=False, head_transform=False, head_bias=False, bias=False, dropout=0.0)
-    objective = tiny.causal(chunk_size, **shape)
-    batch = tiny.lm_batch(8, 16)
-    mesh = tiny.mesh(fsdp=4, fsdp_y=2)
-    step = state.compile_train_step(objective, tiny.sgd(), mesh, 1, state.shapes(batch))
-    params = state.abstract(objective, tiny.sgd(), mesh).params
-    return costs(step.program.as_text()), sum(x.size for x in jax.tree.leaves(params))
+def compiled(family="transformer", chunk_size=16, **shape):
+    """The objective of a causal model and an update of it, compiled for 4 x 2 devices."""
+    shape = dict(num_layers=2, hidden_size=64, num_heads=4, vocab_size=512, dropout=0.0) | shape
+    if family == "transformer":
+        shape = dict(ffn_size=256, tied=False, head_bias=False, bias=False) | shape
+        objective = tiny.causal(chunk_size, head_transform=False, **shape)
+    else:
+        options = TransformerXLConfig(**schema.MODELS[family] | shape)
+        objective = CausalLM(language_model(family, options), chunk_size)
+    shapes = state.shapes(tiny.lm_batch(8, 16))
+    return objective, state.compile_train_step(objective, tiny.sgd(), MESH, 1, shapes).program
+
+
+def spent(**options):
+    return costs(compiled(**options)[1].as_text())
 
 
 def wire(**options):
     """Bytes that a device sends, by kind."""
-    return {k: v.wire for k, v in compiled(**options)[0].collectives.items()}
+    return {k: v.wire for k, v in spent(**options).collectives.items()}
 
 
 def test_gradients_are_scattered_in_stages():
     """Over 4 x 2 devices a piece goes 3/4 of the way at full size, then half of a quarter."""
-    sent, params = wire(), compiled()[1]
+    leaves = jax.tree.leaves(state.abstract(compiled()[0], tiny.sgd(), MESH).params)
+    sent, params = wire(), sum(x.size for x in leaves)
     assert sent["reduce-scatter"] == pytest.approx(4 * params * (3 / 4 + 1 / 8), rel=0.1)
     assert sent["all-reduce"] < 0.1 * sent["reduce-scatter"]  # norms
 
 
-def test_the_loss_in_chunks_sends_no_more_than_whole():
-    assert wire(chunk_size=2) == pytest.approx(wire(), rel=0.05)
+def test_parameters_are_gathered_in_stages():
+    text = compiled()[1].as_text()
+    gathers = re.findall(r" all-gather(?:-start)?\(.*", text)
+    assert {group_size(x, 8) for x in gathers} == {4, 2}
+
+
+CLUSTERS = dict(embedding_size=32, ffn_size=64, cutoffs="128,256", div_val=2, mem_len=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"family": "transformer_xl", **CLUSTERS}], ids=len)
+def test_the_loss_in_chunks_sends_no_more_than_whole(options):
+    """But for the gradients of biases."""
+    chunks, whole = wire(**options, chunk_size=2), wire(**options)
+    for kind in ("all-gather", "reduce-scatter"):
+        assert chunks[kind] == pytest.approx(whole[kind], rel=0.05)
+
+
+def test_a_layer_keeps_no_copies_for_the_backward_pass():
+    """With no rematerialisation: what a layer more takes is less than its weights."""
+    size = {}
+    for layers in (2, 6):
+        program = compiled(num_layers=layers, ffn_size=1024)[1]
+        size[layers] = program.memory_analysis().temp_size_in_bytes
+    weights = 4 * (4 * 64 * 64 + 2 * 64 * 1024)
+    assert (size[6] - size[2]) / 4 < 0.6 * weights
 
 
 def test_minimal_rematerialisation_keeps_products_with_copies():
     """Only attention's own products are computed again, a fifth of these layers' or less."""
-    none, minimal, full = (compiled(remat=x)[0].flops for x in ("none", "minimal", "full"))
+    none, minimal, full = (spent(remat=x).flops for x in ("none", "minimal", "full"))
     assert 0 < minimal - none < 0.2 * (full - none)
 
 

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from pretrain.fsdp import copies
-from pretrain.models.layers import Dense, Embed, product
+from pretrain.models.layers import Embed, product
 
 
 class Projection(nn.Module):
-    """The kernel ``[width, D]`` of an embedding that is narrower than the hidden states."""
+    """A kernel ``[width, features]``, between hidden states and narrower embeddings."""
 
     width: int
     features: int
@@ -65,7 +65,9 @@ class AdaptiveEmbed(nn.Module):
             inside = ((ids >= low) | (index == 0)) & ((ids < high) | (index == last))
             found = table(jnp.where(inside, ids - low, 0))
             if cfg.projected:
-                found = product(found, self.projection[index].kernel.astype(cfg.dtype))
+                kernel = self.projection[index].kernel.astype(cfg.dtype)
+                kernel = copies(kernel, len(ids) if ids.ndim else 0, "embed", "embed_out")
+                found = product(found, kernel)
             total = jnp.where(inside[..., None], found, total)
         return total * scale
 
@@ -82,13 +84,14 @@ class Output(nn.Module):
     width: int
     tied: bool
     init_std: float
+    axis: str = "vocab"
 
     def setup(self):
         zeros, normal = nn.initializers.zeros, nn.initializers.normal(self.init_std)
         partitioned = nn.with_logical_partitioning
-        self.bias = self.param("bias", partitioned(zeros, ("vocab",)), (self.rows,))
+        self.bias = self.param("bias", partitioned(zeros, (self.axis,)), (self.rows,))
         if not self.tied:
-            kernel = partitioned(normal, ("embed", "vocab"))
+            kernel = partitioned(normal, ("embed", self.axis))
             self.kernel = self.param("kernel", kernel, (self.width, self.rows))
 
 
@@ -103,16 +106,19 @@ class AdaptiveSoftmax(nn.Module):
 
     def setup(self):
         cfg = self.config
-        init = dict(init_std=cfg.init_std, dtype=cfg.dtype)
         self.output = [Output(*table, cfg.tied, cfg.init_std) for table in cfg.tables]
-        if cfg.num_clusters > 1:
-            self.clusters = Dense(("embed",), (cfg.num_clusters - 1,), ("classes",), **init)
+        if self._clustered:
+            count, width = cfg.num_clusters - 1, self._widths[0]
+            self.clusters = Output(count, width, False, cfg.init_std, axis="classes")
         own = {"none": cfg.num_clusters, "all_but_first": 1, "all": 0}[cfg.tied_projections]
-        init["init_std"] = cfg.projection_init_std
         self.projection = [
-            Dense(("embed",), (width,), ("embed_out",), use_bias=False, **init)
+            Projection(cfg.hidden_size, width, cfg.projection_init_std)
             for width in self._widths[: own if cfg.projected else 0]
         ]
+
+    @property
+    def _clustered(self) -> bool:
+        return self.config.num_clusters > 1
 
     @property
     def _widths(self) -> list[int]:
@@ -121,9 +127,9 @@ class AdaptiveSoftmax(nn.Module):
         return [tables[min(i, len(tables) - 1)][1] for i in range(self.config.num_clusters)]
 
     def matrix(self, table: tuple[Sequence[jax.Array], Sequence[jax.Array]], rows: int) -> Any:
-        """Tables and projections of `AdaptiveEmbed.weights`, or the kernels in place of the tables.
+        """All that a call multiplies with, as `copies` for a batch of so many ``rows``.
 
-        Each as `copies` for a batch of so many ``rows``.
+        ``table``: `AdaptiveEmbed.weights`; its projections are those of clusters without their own.
         """
         dtype = self.config.dtype
 
@@ -135,13 +141,17 @@ class AdaptiveSoftmax(nn.Module):
             tables = [made(x, "vocab", "embed") for x in tables]
         else:
             tables = [made(x.kernel, "embed", "vocab") for x in self.output]
-        return tables, [made(x, "embed", "embed_out") for x in projections]
+        return {
+            "tables": tables,
+            "projections": [made(x.kernel, "embed", "embed_out") for x in self.projection],
+            "shared": [made(x, "embed", "embed_out") for x in projections],
+            "clusters": made(self.clusters.kernel, "embed", "classes") if self._clustered else None,
+        }
 
-    def __call__(
-        self, hidden: jax.Array, matrix: tuple[Sequence[jax.Array], Sequence[jax.Array]]
-    ) -> jax.Array:
+    def __call__(self, hidden: jax.Array, matrix: dict[str, Any]) -> jax.Array:
+        """``matrix``: of the method of this name."""
         cfg = self.config
-        tables, projections = matrix
+        tables, projections = matrix["tables"], matrix["projections"]
         hidden = hidden.astype(cfg.dtype)
         parts, columns = [], None
         for cluster in range(cfg.num_clusters):
@@ -153,15 +163,16 @@ class AdaptiveSoftmax(nn.Module):
                 table = jax.lax.slice_in_dim(table, start, end, axis=axis)
                 bias = bias[start:end]
             inner = hidden
-            if cfg.projected and cluster < len(self.projection):
-                inner = self.projection[cluster](hidden)
+            if cluster < len(projections):
+                inner = product(hidden, projections[cluster])
             elif cfg.projected:
-                inner = product(hidden, projections[index], transposed=True)
+                inner = product(hidden, matrix["shared"][index], transposed=True)
             logits = product(inner, table, transposed=cfg.tied, dtype="float32")
             logits = logits + bias.reshape((1,) * (logits.ndim - 1) + (-1,))
-            if cluster == 0 and cfg.num_clusters > 1:
-                others = self.clusters(inner).astype(jnp.float32)
-                logits = jnp.concatenate([logits, others], axis=-1)
+            if cluster == 0 and self._clustered:
+                others = product(inner, matrix["clusters"], dtype="float32")
+                bias = self.clusters.bias.reshape((1,) * (others.ndim - 1) + (-1,))
+                logits = jnp.concatenate([logits, others + bias], axis=-1)
             log_probs = nn.log_softmax(logits)
             if cluster == 0:
                 columns = log_probs[..., cfg.bounds[1] :]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pretrain.errors import UserError
+from pretrain.fsdp import all_but_copies, in_pieces
 from pretrain.models.attention import KERNELS, SCORES, Masking, Shape, attention, masking
 from pretrain.models.layers import (
     ACTIVATIONS,
@@ -267,10 +268,13 @@ class Block(nn.Module):
 
 
 def rematerialised(block: type[nn.Module], remat: str, static_argnums: tuple[int, ...]):
-    """``block`` under ``jax.checkpoint`` with the named policy ("none": as it is)."""
-    if remat == "none":
+    """``block`` under ``jax.checkpoint`` with the named policy.
+
+    "none": as it is; where parameters are in pieces, only their copies are not kept.
+    """
+    if remat == "none" and not in_pieces():
         return block
-    policy = POLICIES[remat]
+    policy = all_but_copies if remat == "none" else POLICIES[remat]
     return nn.remat(block, policy=policy, prevent_cse=False, static_argnums=static_argnums)
 
 
