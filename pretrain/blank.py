@@ -76,19 +76,30 @@ def encoder(config: ConfigDict) -> Encoder:
     return Encoder(pieces, config.train.get("seq_len", 1), LABELS if labelled else ())
 
 
+def check_has_rows(config: ConfigDict) -> None:
+    """`UserError` for a config without rows that are known before its data: reads only that much.
+
+    Such are studies, which are many runs, and labelled tasks, as long as their longest text.
+    """
+    if "runs" in config:
+        raise UserError(
+            f"config.runs: found a study of {len(config.runs)} runs, expected the config of one run"
+        )
+    if (name := config.objective.name) not in configs.LANGUAGE_MODELS:
+        raise UserError(
+            f"config.objective.name: found {name!r}, whose rows depend on the data, expected one "
+            f"of {', '.join(configs.LANGUAGE_MODELS)}"
+        )
+
+
 def objective(config: ConfigDict) -> Objective:
     """The model of ``config`` with its loss."""
     return tasks.make_objective(configs.Reader(config), encoder(config))
 
 
 def batch_shapes(config: ConfigDict, num_rows: int) -> tuple:
-    """`pretrain.state.shapes` of a batch that a language model is trained on."""
+    """`pretrain.state.shapes` of a batch, of a config that `check_has_rows` lets pass."""
     read, about, name = configs.Reader(config), encoder(config), config.objective.name
-    if name not in configs.LANGUAGE_MODELS:
-        raise UserError(
-            f"config.objective.name: found {name!r}, whose rows depend on the data, expected one "
-            f"of {', '.join(configs.LANGUAGE_MODELS)}"
-        )
     helper = sequences if name in sequences.NAMES else masked
     rows = Rows(helper.row_length(read, about.seq_len), name == "recurrent")
     if name in ("mlm", *sequences.NAMES):

@@ -80,13 +80,23 @@ def target_config(chip: Chip) -> str:
     capability, cores, shared, opt_in, cache, clock = GPUS[chip.name]
     major, minor = capability.split(".")
     info = {
-        **{"threads_per_block_limit": 1024, "threads_per_warp": 32, "core_count": cores},
-        **{"shared_memory_per_block": 49_152, "shared_memory_per_block_optin": opt_in},
-        **{"shared_memory_per_core": shared, "threads_per_core_limit": 2048, "fpus_per_core": 128},
-        **{"block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 65_535},
-        **{"block_dim_limit_z": 65_535, "l2_cache_size": cache, "clock_rate_ghz": clock},
-        **{"memory_bandwidth": int(chip.memory_bandwidth), "device_memory_size": chip.memory_bytes},
-        **{"registers_per_core_limit": 65_536, "registers_per_block_limit": 65_536},
+        "core_count": cores,
+        "clock_rate_ghz": clock,
+        "fpus_per_core": 128,
+        "threads_per_warp": 32,
+        "threads_per_core_limit": 2048,
+        "threads_per_block_limit": 1024,
+        "registers_per_core_limit": 65_536,
+        "registers_per_block_limit": 65_536,
+        "shared_memory_per_core": shared,
+        "shared_memory_per_block": 49_152,
+        "shared_memory_per_block_optin": opt_in,
+        "block_dim_limit_x": 2**31 - 1,
+        "block_dim_limit_y": 65_535,
+        "block_dim_limit_z": 65_535,
+        "l2_cache_size": cache,
+        "memory_bandwidth": int(chip.memory_bandwidth),
+        "device_memory_size": chip.memory_bytes,
     }
     fields = " ".join(f"{name}: {value}" for name, value in info.items())
     return (
@@ -186,6 +196,7 @@ def make(config: ConfigDict, target: Target) -> Plan:
     `TooLarge` where the compiler finds that it does not fit, `UserError` for a config that does not
     go with the devices.
     """
+    blank.check_has_rows(config)
     configs.check(config)
     for key in ("init_from", "distill.teacher"):
         if found := configs.flatten(config)[key]:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import re
+import types
 
 import jax
 import pytest
 
-from configs import bert, classify
+from configs import bert, classify, linear, mup
 from pretrain import chips, costs, plan
 from pretrain.errors import UserError
 
@@ -28,8 +30,23 @@ def small(**changes):
 
 
 @functools.cache
+def compiled(**changes):
+    """A plan, and the executable that it is of."""
+    compile_train_step, programs = plan.state.compile_train_step, []
+
+    @functools.lru_cache
+    def kept(*args):
+        step = compile_train_step(*args)
+        programs.append(step.program)
+        return step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan.state, "compile_train_step", kept)
+        return plan.make(small(**changes), target()), programs[0]
+
+
 def planned(**changes):
-    return plan.make(small(**changes), target())
+    return compiled(**changes)[0]
 
 
 def test_a_plan_is_of_one_device():
@@ -41,6 +58,26 @@ def test_a_plan_is_of_one_device():
     assert found.memory.aliased == pytest.approx(state, rel=0.1)  # the state is donated
     assert {"all-gather", "all-reduce"} <= found.costs.collectives.keys()
     assert found.fits and not found.costs.unknown_loops
+
+
+def test_memory_is_what_the_executable_says(monkeypatch):
+    found, program = compiled()
+    memory, said = found.memory, program.memory_analysis()
+    assert memory.peak == said.peak_memory_in_bytes > memory.arguments > 0
+    assert memory.arguments == said.argument_size_in_bytes
+    assert memory.temporaries == said.temp_size_in_bytes > 0
+    assert memory.outputs == said.output_size_in_bytes > 0
+    # A CPU's program has nothing on the host; one that has.
+    names = ("argument_size", "output_size", "alias_size", "temp_size", "peak_memory")
+    names += ("host_argument_size", "host_temp_size")
+    said = {f"{name}_in_bytes": 10**power for power, name in enumerate(names)}
+    program = types.SimpleNamespace(
+        memory_analysis=lambda: types.SimpleNamespace(**said), as_text=program.as_text
+    )
+    step = functools.lru_cache(lambda *_: types.SimpleNamespace(program=program))
+    monkeypatch.setattr(plan.state, "compile_train_step", step)
+    memory = plan.make(small(), target()).memory
+    assert memory == plan.Memory(1, 10, 100, 1000, 10_000, host=1_100_000)
 
 
 def test_compiled_flops_are_those_of_the_model_and_do_not_depend_on_the_scan():
@@ -96,6 +133,56 @@ def test_a_wrong_topology_is_a_clear_error(topology, slices, said):
         plan.target(topology, slices)
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """Every set of options that a topology is asked for with; all give the tests' devices."""
+    options = []
+
+    def get_topology_desc(**given):
+        options.append(given)
+        return types.SimpleNamespace(devices=jax.devices())
+
+    monkeypatch.setattr(plan.topologies, "get_topology_desc", get_topology_desc)
+    return options
+
+
+@pytest.mark.parametrize(
+    "topology, slices, host, more",
+    [
+        ("v4:2x2x1", 1, [2, 2, 1], {"chip_config_name": "megacore"}),
+        ("v5e:2x2", 2, [2, 2, 1], {"num_slices": 2}),
+        ("v5e:1x1", 1, [1, 1, 1], {}),
+        ("v5p:4x4x8", 1, [2, 2, 1], {}),
+    ],
+)
+def test_what_a_slice_is_asked_for_with(asked, topology, slices, host, more):
+    found = plan.target(topology, slices)
+    same = {"platform": "tpu", "topology_name": topology, "chips_per_host_bounds": host}
+    assert asked == [same | more]
+    name, _, shape = topology.partition(":")
+    assert found.chip is chips.named(name) and found.num_slices == slices
+    assert found.shape == tuple(map(int, shape.split("x"))) and found.devices == jax.devices()
+
+
+@pytest.mark.parametrize("name, cores, capability", [("h100", 132, (9, 0)), ("a100", 108, (8, 0))])
+def test_what_gpus_are_asked_for_with(asked, name, cores, capability):
+    plan.target(f"{name}:1x1x8")
+    described = asked[0].pop("target_config")
+    assert asked == [{"platform": "cuda", "topology_name": name, "topology": "1x1x8"}]
+    fields = dict(re.findall(r'(\w+): ("[^"]*"|[\w.]+)', described))
+    assert described.count("{") == described.count("}")
+    chip = chips.named(name)
+    assert float(fields["memory_bandwidth"]) == chip.memory_bandwidth
+    assert int(fields["device_memory_size"]) == chip.memory_bytes
+    assert fields["device_description_str"] == f'"{chip.device_kind}"'
+    assert int(fields["core_count"]) == cores
+    found = re.search(r"cuda_compute_capability { major: (\d+) minor: (\d+) }", described)
+    assert tuple(map(int, found.groups())) == capability
+    # FLOPs a cycle of a multiprocessor's tensor cores, by NVIDIA's white papers.
+    per_core = chip.peak_flops / (cores * 1e9 * float(fields["clock_rate_ghz"]))
+    assert per_core == pytest.approx({"h100": 4096, "a100": 2048}[name], rel=0.1)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("JAX TPU support not installed; \n cannot")])
 def test_a_missing_compiler_is_named(monkeypatch, error):
     def missing(**_):
@@ -109,15 +196,25 @@ def test_a_missing_compiler_is_named(monkeypatch, error):
 @pytest.mark.parametrize(
     "config, said",
     [
+        (
+            mup.get_config("quick"),
+            r"config.runs: found a study of \d+ runs, expected",
+        ),
+        (linear.get_config(), r"config.objective.name: found 'classify', whose rows depend"),
+        (linear.get_config("ner"), r"config.objective.name: found 'tag', whose rows depend"),
         (classify.get_config(), r"config.objective.name: found 'classify', whose rows depend"),
-        (small().copy_and_resolve_references(), r"config.train.batch_size: 16 rows do not divide"),
     ],
 )
 def test_what_cannot_be_planned(config, said):
-    if config.objective.name == "mlm":
-        config.train.accumulate = 4
     with pytest.raises(UserError, match=said):
-        plan.make(config, target(8 if config.objective.name == "mlm" else 1))
+        plan.make(config, target())
+
+
+def test_rows_that_micro_batches_do_not_divide_are_refused():
+    config = small()
+    config.train.accumulate = 4
+    with pytest.raises(UserError, match=r"config.train.batch_size: 16 rows do not divide"):
+        plan.make(config, target())
 
 
 def test_rows_that_sequence_does_not_divide_are_refused():

@@ -25,12 +25,13 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+# Of any TPU: libtpu warns where it finds none. What it compiles for is --topology alone.
 os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-8"
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pretrain import cli, plan, sharding
+from pretrain import blank, cli, plan, sharding
 from pretrain.errors import UserError
 from pretrain.files import write_json
 
@@ -112,7 +113,7 @@ def candidates(target: plan.Target) -> list[str]:
     """Meshes that a search tries: FSDP, over the torus's sides too, replicas, and some tensor."""
     devices = len(target.devices) // target.num_slices
     last = [size for size in target.shape if size > 1][-1:]
-    meshes = [f"fsdp:{devices}", f"data:{devices}"]
+    meshes = [f"fsdp:{devices}"] + [f"data:{devices}"] * (devices > 1)  # of one they are the same
     if target.chip.is_tpu and last and last != [devices]:
         meshes.insert(0, f"fsdp:{devices // last[0]},fsdp_y:{last[0]}")
     return meshes + [f"fsdp:{devices // n},tensor:{n}" for n in (2, 4) if devices % n == 0]
@@ -164,10 +165,32 @@ def search(
 
 def _summary(found: plan.Plan) -> str:
     hidden, exposed = found.step_seconds
+    kernels = sum(found.costs.kernels.values())
     return (
         f"{found.memory.needed / MIB:,.0f} MiB, {1e3 * hidden:,.1f} to {1e3 * exposed:,.1f} ms, "
         f"MFU at most {found.mfu(hidden):.1%} to {found.mfu(exposed):.1%}"
+        + (f", not counted: {kernels:,} x kernels" if kernels else "")
     )
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The program's flags, among ``values``."""
+    config_flags.DEFINE_config_file(
+        "config", None, "A config file and its argument behind a colon.", flag_values=values
+    )
+    about = {  # a type, its default, its meaning
+        "topology": (flags.DEFINE_string, None, "v5e:16x16, v5p:4x4x8, h100:1x1x8, ..."),
+        "num_slices": (flags.DEFINE_integer, 1, "TPU slices of this topology."),
+        "mesh": (flags.DEFINE_multi_string, [], "fsdp:16,fsdp_y:16; by default config.mesh."),
+        "batch_per_device": (flags.DEFINE_multi_integer, [], "Rows; by default of config.train."),
+        "remat": (flags.DEFINE_multi_string, [], "By default config.model.remat."),
+        "search": (flags.DEFINE_bool, False, "Compile all combinations, print the fastest."),
+        "json": (flags.DEFINE_string, "", "File for the numbers."),
+        "hlo": (flags.DEFINE_string, "", "File for the compiled program's text."),
+    }
+    for name, (define, default, meaning) in about.items():
+        define(name, default, meaning, flag_values=values)
+    flags.mark_flags_as_required(["config", "topology"], values)
 
 
 def run() -> None:
@@ -176,6 +199,9 @@ def run() -> None:
     for name, found in chosen.items():
         if len(found) > 1 and not values.search:
             raise UserError(f"--{name}: found {len(found)} without --search, expected one")
+    if values.search and values.hlo:
+        raise UserError(f"--hlo: found {values.hlo!r} with --search, expected one of them")
+    blank.check_has_rows(values.config)
     target = plan.target(values.topology, values.num_slices)
     meshes, batches, remats = chosen.values()
     if values.search:
@@ -198,16 +224,5 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file(
-        "config", None, "A config file and its argument behind a colon."
-    )
-    flags.DEFINE_string("topology", None, "v5e:16x16, v5p:4x4x8, h100:1x1x8, ...")
-    flags.DEFINE_integer("num_slices", 1, "TPU slices of this topology.")
-    flags.DEFINE_multi_string("mesh", [], "fsdp:16,fsdp_y:16; by default config.mesh.")
-    flags.DEFINE_multi_integer("batch_per_device", [], "Rows; by default of config.train.")
-    flags.DEFINE_multi_string("remat", [], "By default config.model.remat.")
-    flags.DEFINE_bool("search", False, "Compile all combinations, print the fastest.")
-    flags.DEFINE_string("json", "", "File for the numbers.")
-    flags.DEFINE_string("hlo", "", "File for the compiled program's text.")
-    flags.mark_flags_as_required(["config", "topology"])
+    define_flags()
     cli.main(run, __doc__)
