@@ -65,7 +65,7 @@ def in_pieces() -> bool:
 
 
 def all_but_copies(primitive: Primitive, *_, **params: Any) -> bool:
-    """A policy of ``jax.checkpoint``: keeps what is computed, not what is only laid out: `copies`."""
+    """A policy of ``jax.checkpoint``: keeps what is computed, not `copies`, only laid out."""
     if called := params.get("call_jaxpr"):
         return any(all_but_copies(step.primitive, **step.params) for step in called.eqns)
     return primitive.name not in ("sharding_constraint", "broadcast_in_dim")

@@ -96,7 +96,10 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     shape = [len(devices) // known if size == -1 else size for size in shape]
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if devices[0].platform == "tpu" and shape[0] != slices:
-        raise UserError(f"config.mesh.slices: found {shape[0]}, expected {slices}, as many as TPUs")
+        raise UserError(
+            f"config.mesh.slices: found {shape[0]}, expected {slices}, the number of TPU slices of "
+            "this job"
+        )
     if slices > 1 and shape[0] == slices:
         joined = [slices] + [1] * (len(shape) - 1)
         array = mesh_utils.create_hybrid_device_mesh(
@@ -231,6 +234,8 @@ def axes_of(sharding: NamedSharding) -> set[str]:
 def check_sharded(params: Any, mesh: Mesh | AbstractMesh) -> None:
     """`UserError` if the axes for parameters leave more than 2 % whole, or ``tensor`` splits none.
 
+    An axis of FSDP that splits none still splits rows, and is warned of.
+
     ``params``: a tree of arrays or of abstract ones, with shardings.
     """
     sizes = {axis: mesh.shape[axis] for axis in SPLITTING_AXES if mesh.shape[axis] > 1}
@@ -238,7 +243,7 @@ def check_sharded(params: Any, mesh: Mesh | AbstractMesh) -> None:
         return
     leaves = jax.tree_util.tree_leaves_with_path(params)
     split = [axes_of(leaf.sharding) for _, leaf in leaves]
-    if "tensor" in sizes and not any("tensor" in axes for axes in split):  # FSDP splits rows too
+    if "tensor" in sizes and not any("tensor" in axes for axes in split):
         raise UserError(
             f"config.mesh.tensor: found {sizes['tensor']}, which divides no heads, feed-forward "
             "width or vocabulary of this model; expected 1"
@@ -246,6 +251,9 @@ def check_sharded(params: Any, mesh: Mesh | AbstractMesh) -> None:
     whole = [leaf for leaf, axes in zip(leaves, split, strict=True) if not axes]
     share = sum(leaf.size for _, leaf in whole) / sum(leaf.size for _, leaf in leaves)
     if share <= MAX_WHOLE:
+        for axis in sizes.keys() - set().union(*split):
+            told = "config.mesh.%s: found %d, which splits no parameter of this model, only rows"
+            logger.warning(told, axis, sizes[axis])
         return
     largest = sorted(whole, key=lambda x: -x[1].size)[:3]
     named = ", ".join(

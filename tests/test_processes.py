@@ -49,6 +49,12 @@ def disturbed(data):
     return small_runs.overrides("linear", "fasttext", data) | often
 
 
+def arguments(workdir, data):
+    """Of the program that trains it."""
+    settings = [f"--config.{key}={value}" for key, value in disturbed(data).items()]
+    return [f"--config={LINEAR}:fasttext", f"--workdir={workdir}", *settings]
+
+
 def runs(data, folder):
     """By name: one to be disturbed; fixed batches and a line search; memory, on a mesh of parts."""
     stream = {"data.train": str(data / "corpus.txt"), "data.validation": str(data / "corpus.txt")}
@@ -68,16 +74,19 @@ def runs(data, folder):
     return made
 
 
-def check_killed(workdir, arguments):
+def assert_told(output):
+    assert "lost another, which has ended" in output or "another task died" in output, output
+
+
+def check_killed(workdir, data):
     """One of four is killed: the others end, and say why."""
-    with groups.Group(4, arguments) as group:
+    with groups.Group(4, arguments(workdir, data)) as group:
         group.wait_for(lambda: last_logged(workdir) >= 5)
         group.processes[2].send_signal(signal.SIGKILL)
         codes, outputs = group.ended()
     assert codes[2] == -signal.SIGKILL and 0 not in codes, outputs
     for output in outputs[:2] + outputs[3:]:
-        told = "lost another, which has ended" in output or "another task died" in output
-        assert told, output
+        assert_told(output)
     assert last_logged(workdir) < STEPS and not (workdir / RESULT).exists()
 
 
@@ -104,9 +113,7 @@ def test_a_run_of_four_goes_on_as_two_and_ends_as_one(small_data, tmp_path):
     """Each step's loss, each score, is that of one process that nothing disturbed."""
     made = runs(small_data, tmp_path)
     workdir = tmp_path / "disturbed"
-    arguments = [f"--config={LINEAR}:fasttext", f"--workdir={workdir}"]
-    arguments += [f"--config.{k}={v}" for k, v in disturbed(small_data).items()]
-    check_killed(workdir, arguments)
+    check_killed(workdir, small_data)
     check_terminated(tmp_path)
     train.train(made["disturbed"], workdir)
     del made["refused"]
@@ -124,6 +131,21 @@ def test_a_run_of_four_goes_on_as_two_and_ends_as_one(small_data, tmp_path):
             assert found["train"][count] == alone["train"][count], count
         assert (found["latency_ms"] is None) == (alone["latency_ms"] is None) == (name == "memory")
         assert found["train"]["seconds"] > 0
+
+
+def test_one_that_falls_silent_ends_the_other(small_data, tmp_path, monkeypatch):
+    """It is stopped, its connections stand; awake again, it does not go on alone either."""
+    monkeypatch.setattr(groups, "HEARTBEAT", 5)
+    with groups.Group(2, arguments(tmp_path, small_data)) as group:
+        group.wait_for(lambda: last_logged(tmp_path) >= 3)
+        group.processes[1].send_signal(signal.SIGSTOP)
+        group.processes[0].wait(timeout=60)  # JAX's own heartbeat has 100 seconds, gloo none
+        group.processes[1].send_signal(signal.SIGCONT)
+        codes, outputs = group.ended()
+    assert 0 not in codes, outputs
+    for output in outputs:
+        assert_told(output)
+    assert last_logged(tmp_path) < STEPS and not (tmp_path / RESULT).exists()
 
 
 @pytest.mark.parametrize(

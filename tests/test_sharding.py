@@ -1,6 +1,5 @@
 """Meshes, and where the rules put dimensions."""
 
-import dataclasses
 import logging
 
 import flax.linen as nn
@@ -143,30 +142,19 @@ def test_a_tensor_axis_that_splits_nothing_is_refused():
         sharding.check_sharded(params, tiny.mesh(fsdp=4, tensor=2))
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What the mesh asks of a device: here two slices of a TPU, 4 x 4 chips each."""
-
-    id: int
-    platform: str = "tpu"
-    device_kind: str = "TPU v5 lite"
-    core_on_chip: int = 0
-
-    @property
-    def slice_index(self):
-        return self.id // 16
-
-    @property
-    def process_index(self):
-        return self.id // 8
-
-    @property
-    def coords(self):
-        return self.id % 4, self.id % 16 // 4, 0
+def test_an_axis_of_fsdp_that_splits_no_parameter_says_so(caplog):
+    """4 divides a width of 60, 8 does not: the parameters lie on 4 devices, twice."""
+    objective = tiny.mlm(hidden_size=60, vocab_size=63)
+    told = "config.mesh.fsdp_y: found 2, which splits no parameter of this model, only rows"
+    for sizes, expected in (({"fsdp": 4, "fsdp_y": 2}, [told]), ({"fsdp": 2, "fsdp_y": 2}, [])):
+        mesh = tiny.mesh(**sizes)
+        caplog.clear()
+        sharding.check_sharded(state.abstract(objective, tiny.adamw(), mesh).params, mesh)
+        assert [text for text in caplog.messages if "config.mesh" in text] == expected
 
 
 def test_axes_follow_slices_and_the_sides_of_the_torus():
-    chips = [Chip(i) for i in range(32)]
+    chips = [tiny.Chip(i, side=4) for i in range(32)]
     sizes = dict.fromkeys(sharding.AXES, 1) | {"slices": 2, "fsdp": 4, "fsdp_y": 4}
     array = sharding.make_mesh(sizes, chips[::-1]).devices.reshape(2, 4, 4)
     for number, members in enumerate(array):
@@ -174,7 +162,8 @@ def test_axes_follow_slices_and_the_sides_of_the_torus():
         rows, columns = ([{c.coords[side] for c in line} for line in members] for side in (0, 1))
         assert {len(line) for line in rows} | {len(line) for line in columns} == {1, 4}
     for wrong in ({"data": 32}, {"slices": 4, "fsdp": 8}):
-        with pytest.raises(UserError, match=r"config\.mesh\.slices: found \d, expected 2"):
+        told = r"config\.mesh\.slices: found \d, expected 2, the number of TPU slices of this job"
+        with pytest.raises(UserError, match=told):
             sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | wrong, chips)
 
 

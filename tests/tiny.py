@@ -69,6 +69,29 @@ def mesh(**sizes):
     return sharding.make_mesh(sizes, jax.devices()[:count])
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a mesh asks of a device: one of slices of a TPU, ``side`` x ``side`` chips each."""
+
+    id: int
+    side: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+
+    @property
+    def slice_index(self) -> int:
+        return self.id // self.side**2
+
+    @property
+    def process_index(self) -> int:
+        return self.id // 8
+
+    @property
+    def coords(self) -> tuple[int, int, int]:
+        return self.id % self.side, self.id % self.side**2 // self.side, 0
+
+
 def lm_batch(rows: int = 8, seq_len: int = 24, seed: int = 0, padded: bool = True) -> dict:
     """Rows of two packed documents of random lengths, some padding behind."""
     rng = np.random.default_rng(seed)
