@@ -5,7 +5,6 @@ compiler drops them, follow from the counter that its condition compares: the fi
 and the bound, which may come from loops around it.
 """
 
-import functools
 import math
 import re
 from typing import NamedTuple
@@ -127,6 +126,9 @@ class Value(NamedTuple):
     offset: int = 0
 
 
+Given = list[Value | None] | None
+
+
 class Loop(NamedTuple):
     """A ``while`` and the computation that it stands in."""
 
@@ -140,8 +142,11 @@ class Reader:
     def __init__(self, module: Module):
         self.computations = module.computations
 
-    def value(self, where: str, name: str) -> Value | None:
-        """What an instruction of a computation comes to, if it is so simple."""
+    def value(self, where: str, name: str, given: Given = None) -> Value | None:
+        """What an instruction of a computation comes to, if it is so simple.
+
+        ``given``: within a fusion, what its parameters are outside.
+        """
         this = self.computations[where].get(name)
         if this is None:
             return None
@@ -149,18 +154,19 @@ class Reader:
             number = re.fullmatch(r"\s*(-?\d+)\s*", this.argument)
             return Value(None, int(number[1])) if number else None
         if this.opcode == "parameter":
-            return Value((int(this.argument), None))
+            parameter = int(this.argument)
+            return Value((parameter, None)) if given is None else given[parameter]
         if this.opcode in PASSED_ON:
-            return self.value(where, this.operands[0])
+            return self.value(where, this.operands[0], given)
         if this.opcode == "get-tuple-element":
             return self.element(where, this.operands[0], int(this.attribute("index")))
         if this.opcode == "fusion":
             inside = this.attribute("calls")
-            return self._outward(
-                where, this, self.value(inside, self.computations[inside].root.name)
+            return self.value(
+                inside, self.computations[inside].root.name, self._given(where, this, given)
             )
         if this.opcode in ("add", "subtract"):
-            first, second = (self.value(where, operand) for operand in this.operands)
+            first, second = (self.value(where, operand, given) for operand in this.operands)
             if first is None or second is None:
                 return None
             if this.opcode == "add" and first.source is None:
@@ -193,15 +199,8 @@ class Reader:
         body = loop.attribute("body")
         return self.element(body, self.computations[body].root.name, index)
 
-    def _outward(self, where: str, fusion: Instruction, value: Value | None) -> Value | None:
-        """A value within a fusion as one of the computation around it."""
-        if value is None or value.source is None:
-            return value
-        parameter, index = value.source
-        operand = fusion.operands[parameter]
-        read = self.value if index is None else functools.partial(self.element, index=index)
-        outer = read(where, operand)
-        return outer and Value(outer.source, outer.offset + value.offset)
+    def _given(self, where: str, fusion: Instruction, given: Given) -> Given:
+        return [self.value(where, operand, given) for operand in fusion.operands]
 
     def number(self, value: Value | None, loops: tuple[Loop, ...]) -> int | None:
         """A value inside the innermost of ``loops`` as a number, if all of them leave it alone."""
@@ -224,19 +223,17 @@ class Reader:
         if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.attributes):
             return int(known[1])
         where = loop.attribute("condition")
-        compare, fusions = self.computations[where].root, []
+        compare, given = self.computations[where].root, None
         while compare.opcode in ("fusion", *PASSED_ON):
             if compare.opcode == "fusion":
-                fusions.append((where, compare))
+                given = self._given(where, compare, given)
                 where = compare.attribute("calls")
                 compare = self.computations[where].root
             else:
                 compare = self.computations[where][compare.operands[0]]
         if compare.opcode != "compare" or len(compare.operands) != 2:
             return None
-        sides = [self.value(where, operand) for operand in compare.operands]
-        for outer, fusion in reversed(fusions):
-            sides = [self._outward(outer, fusion, side) for side in sides]
+        sides = [self.value(where, operand, given) for operand in compare.operands]
         direction = compare.attribute("direction")
         for (counter, bound), way in (
             (sides, direction),
