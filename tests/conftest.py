@@ -12,8 +12,10 @@ from pretrain import record, train
 from tests import small_runs
 
 # Compiling is what most of the tests' time goes into: do it fast rather than well. Later versions
-# lack the last two flags, and an unknown one is fatal.
+# lack the last two flags, and an unknown one is fatal. On a busy machine one of the eight devices
+# may keep the others waiting: after 40 seconds the program would be aborted.
 flags = ["--xla_backend_optimization_level=0"]
+flags += ["--xla_cpu_collective_call_terminate_timeout_seconds=300"]
 if jax.__version_info__ < (0, 11):
     flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
