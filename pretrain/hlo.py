@@ -158,7 +158,7 @@ class Reader:
             return Value((parameter, None)) if given is None else given[parameter]
         if this.opcode in PASSED_ON:
             return self.value(where, this.operands[0], given)
-        if this.opcode == "get-tuple-element":
+        if this.opcode == "get-tuple-element" and given is None:  # fusions are given no tuples
             return self.element(where, this.operands[0], int(this.attribute("index")))
         if this.opcode == "fusion":
             inside = this.attribute("calls")
@@ -200,6 +200,7 @@ class Reader:
         return self.element(body, self.computations[body].root.name, index)
 
     def _given(self, where: str, fusion: Instruction, given: Given) -> Given:
+        """What a fusion's parameters are in the computation around it."""
         return [self.value(where, operand, given) for operand in fusion.operands]
 
     def number(self, value: Value | None, loops: tuple[Loop, ...]) -> int | None:

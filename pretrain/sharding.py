@@ -251,7 +251,7 @@ def check_sharded(params: Any, mesh: Mesh | AbstractMesh) -> None:
     whole = [leaf for leaf, axes in zip(leaves, split, strict=True) if not axes]
     share = sum(leaf.size for _, leaf in whole) / sum(leaf.size for _, leaf in leaves)
     if share <= MAX_WHOLE:
-        for axis in sizes.keys() - set().union(*split):
+        for axis in (axis for axis in sizes if not any(axis in axes for axes in split)):
             told = "config.mesh.%s: found %d, which splits no parameter of this model, only rows"
             logger.warning(told, axis, sizes[axis])
         return
