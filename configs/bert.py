@@ -55,9 +55,14 @@ def set_masking(config, arg) -> None:
     if arg.nsp and arg.sop:
         raise UserError("config argument: found 'nsp' with 'sop', expected one of them")
     config.objective.whole_words = arg.wwm
-    config.objective.sentence_pairs = "nsp" if arg.nsp else "sop" if arg.sop else ""
-    config.data.packing = not config.objective.sentence_pairs
+    set_pairs(config, "nsp" if arg.nsp else "sop" if arg.sop else "")
     config.objective.static_masks = 10 if arg.static else 0
+
+
+def set_pairs(config, question: str) -> None:
+    """Sets `nsp` or `sop`, whose rows are one pair each, or neither."""
+    config.objective.sentence_pairs = question
+    config.data.packing = not question
 
 
 def set_recipe(optimizer) -> None:

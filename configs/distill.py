@@ -8,7 +8,7 @@ Argument: a recipe, and `teacher=` the workdir of the finished run (see docs/dis
   tinybert-layers   the same of a teacher that labels texts, from its workdir `student=`
   tinybert-outputs  then the labels' probabilities; `student=` the run of tinybert-layers
   mobilebert        layer after layer from an IB-BERT teacher (configs/mobilebert.py:teacher), then
-                    its outputs
+                    its outputs; `nsp`: beside next-sentence prediction, as it was trained
   minilm            self-attention relations of the teacher's last layer, into any width
   labels            probabilities of the labels alone, into any encoder, whatever its tokenizer
 
@@ -44,7 +44,14 @@ LABELLED = ("tinybert-layers", "tinybert-outputs", "labels")
 
 def get_config(arg=None):
     arg = configs.parse_arg(
-        arg, variant="distilbert", teacher="", student="", size="", task="classify", seq=128
+        arg,
+        variant="distilbert",
+        teacher="",
+        student="",
+        size="",
+        task="classify",
+        seq=128,
+        nsp=False,
     )
     terms = configs.variant(RECIPES, arg.variant)
     if arg.size and (arg.student or arg.variant == "distilbert"):
@@ -52,6 +59,8 @@ def get_config(arg=None):
             f"config argument 'size': found {arg.size!r}, expected none: the model is that of "
             f"{'student' if arg.student else 'the teacher'}"
         )
+    if arg.nsp and arg.variant != "mobilebert":
+        raise UserError(f"config argument 'nsp': found it with {arg.variant!r}, expected none")
     if arg.variant in LABELLED:
         task = configs.variant({"classify": classify, "ner": ner}, arg.task)
         config = task.get_config(f"{arg.size or 'tiny'},seq={arg.seq}")
@@ -59,7 +68,7 @@ def get_config(arg=None):
     elif arg.student:
         raise UserError(f"config argument 'student': found it with {arg.variant!r}, expected none")
     elif arg.variant == "mobilebert":
-        config = mobilebert.get_config(f"{arg.size or 'micro'},seq={arg.seq}")
+        config = mobilebert.get_config(f"{arg.size or 'micro'},seq={arg.seq},nsp={arg.nsp}")
     else:
         family = tinybert if arg.size in tinybert.SIZES else bert
         config = family.get_config(f"{arg.size or 'tiny'},seq={arg.seq}")

@@ -2,8 +2,8 @@
 
 Argument: `released`, `tiny` (all of attention within the bottleneck, two feed-forward blocks a
 layer), `teacher` (IB-BERT-large, from which both were distilled: the bottleneck is wider than what
-it connects), or `micro` and `micro-teacher` for CPUs; `seq`, `published` and `probes` as in
-bert.py.
+it connects), or `micro` and `micro-teacher` for CPUs; `nsp` (with which the authors trained all of
+them), `seq`, `published` and `probes` as in bert.py.
 
 The teacher is as its authors configured and ran it: queries, keys and values read the full width,
 which makes 294 M parameters (293 M in the paper). The class of transformers allocates 320 M for the
@@ -35,7 +35,7 @@ SIZES = {  # what differs from the released model, the defaults of the ``model``
 
 
 def get_config(arg=None):
-    arg = configs.parse_arg(arg, variant="micro", seq=128, published=False, probes=False)
+    arg = configs.parse_arg(arg, variant="micro", nsp=False, seq=128, published=False, probes=False)
     options = configs.variant(SIZES, arg.variant)
     micro = arg.variant.startswith("micro")
     optimizer = "adamw" if micro else "lamb"
@@ -44,5 +44,6 @@ def get_config(arg=None):
     config.model.update(options)
     if not micro:
         config.optimizer.lr, config.optimizer.warmup = 1.5e-3, "2%"
+    bert.set_pairs(config, "nsp" if arg.nsp else "")
     bert.set_run(config, arg, bert.UNCASED)
     return config

@@ -33,7 +33,8 @@ def get_config(arg=None):
     model.gated, model.bias, model.scale_residual_init = True, False, True
     model.dropout, model.attention_dropout = 0.0, 0.0
     config.objective.mask_rate = 0.3
-    optimizer.lr, optimizer.warmup, optimizer.weight_decay = lr, "0.15%", 1e-5
+    optimizer.lr, optimizer.warmup = lr, "0.15%"
+    optimizer.weight_decay = 1e-5 / lr  # theirs is not multiplied by the peak rate
     optimizer.schedule, optimizer.decay, optimizer.decay_shape = "wsd", "2.5%", "sqrt"
     bert.set_run(config, arg, VOCAB)
     return config

@@ -5,8 +5,9 @@ bert.py.
 
 As for the released models there is no dropout before fine-tuning, and the optimizer is Adafactor,
 whose updates are relative to the size of a parameter: embeddings begin near 1, queries near 0.01,
-and one rate of AdamW is too low for the first or too high for the second. Above the pieces of a
-tokenizer trained here the vocabulary has a row for each sentinel; published ones have their own.
+and one rate of AdamW is too low for the first or too high for the second. Published sizes also have
+T5's schedule: after 1 % of the steps the rate falls as an inverse square root. Above the pieces of
+a tokenizer trained here the vocabulary has a row for each sentinel; published ones have their own.
 """
 
 from configs import bert
@@ -34,6 +35,9 @@ def get_config(arg=None):
     model.head_size = 64 if heads * 64 != width else 0
     model.init_std, model.fan_in_init = width**-0.5, True
     model.dropout, model.attention_dropout = 0.0, 0.0
+    if arg.variant != "tiny":
+        config.optimizer.schedule, config.optimizer.warmup = "inverse_sqrt", "1%"
+        config.optimizer.clip = 0.0
     model.vocab_size = config.tokenizer.vocab_size + config.objective.num_sentinels
     bert.set_run(config, arg, VOCAB)
     return config

@@ -5,14 +5,14 @@ one dict a run with ``name, model, task, labels, seed, init_from, status``, the 
 ``architecture, objective`` and the flattened contents of their ``result.json``.
 """
 
-import itertools
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pretrain.errors import UserError
-from pretrain.metrics import LOWER_IS_BETTER
+from pretrain.metrics import lower_is_better
 from pretrain.stats import Interval, difference, interval
 
 Row = dict[str, Any]
@@ -33,13 +33,18 @@ def is_pretraining(row: Row) -> bool:
 
 
 def word_loss(values: Row, prefix: str) -> float | None:
-    """Held-out loss in nats a predicted word piece; of replaced-token detection its generator's."""
-    return values.get(f"{prefix}generator_loss", values.get(f"{prefix}loss"))
+    """Held-out loss in nats a word piece that the model does not see.
+
+    Of replaced-token detection its generator's; of an encoder-decoder without sentinels, ends and
+    what the encoder is told.
+    """
+    names = ("generator_loss", "masked_loss", "loss")
+    return next((x for n in names if (x := values.get(prefix + n)) is not None), None)
 
 
 def sign(metric: str) -> int:
     """1 where a larger value of the metric is better, else -1."""
-    return -1 if metric.split("/")[-1] in LOWER_IS_BETTER else 1
+    return -1 if lower_is_better(metric) else 1
 
 
 def metric_name(metric: str) -> str:
@@ -52,6 +57,12 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Mean of the values that are there; None where none is."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """Of costs, which a busy machine makes large now and then; None where no value is there."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def select(rows: list[Row]) -> None:
@@ -224,7 +235,8 @@ def comparisons(task: Task) -> list[Comparison]:
     """All paired comparisons that the page makes for a task.
 
     "pretraining": each pretrained model against the one from scratch with as many parameters;
-    "linear": each pretrained model against the linear model with the best mean validation score;
+    "linear": each pretrained or distilled model against the linear model with the best mean
+    validation score;
     "distillation": each model that had a teacher against one of the same size that had none,
     pretrained if there is one, else from scratch, else linear;
     "size": each model against the next smaller of its kind and pretraining objective.
@@ -248,7 +260,7 @@ def comparisons(task: Task) -> list[Comparison]:
     ]
     pairs += [
         ("linear", model.name, labels, linear)
-        for model in task.kind("pretrained")
+        for model in (*task.kind("pretrained"), *task.kind("distilled"))
         for labels in task.labels
         if (linear := best_linear(task, labels))
     ]
@@ -283,6 +295,10 @@ def _common_prefix(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))
 
 
+def _common_end(a: str, b: str) -> int:
+    return _common_prefix(a[::-1], b[::-1])
+
+
 def best_linear(task: Task, labels: int) -> str | None:
     """The linear model with the best mean validation score at a label count."""
 
@@ -296,17 +312,21 @@ def best_linear(task: Task, labels: int) -> str | None:
 
 
 def size_pairs(task: Task) -> list[tuple[Model, Model]]:
-    """(larger, smaller) neighbours in size among models of one kind and pretraining objective."""
+    """(larger, smaller) neighbours in size among models of one kind and pretraining objective.
+
+    Of several that are the next smaller ones, the like-named: "mini decoder" is held against "tiny
+    decoder" and not against "tiny encoder".
+    """
     groups: dict[tuple[str, str], list[Model]] = {}
     for model in task.models.values():
         if model.kind in ("scratch", "pretrained"):
             groups.setdefault((model.kind, model.pretraining), []).append(model)
     pairs = []
     for group in groups.values():
-        ordered = sorted(group, key=lambda m: m.other)
-        pairs += [
-            (larger, smaller)
-            for smaller, larger in itertools.pairwise(ordered)
-            if larger.other > SIZE_STEP * smaller.other
-        ]
+        for larger in sorted(group, key=lambda m: m.other):
+            smaller = [m for m in group if larger.other > SIZE_STEP * m.other]
+            most = max((m.other for m in smaller), default=0)
+            like = [m for m in smaller if most <= SIZE_STEP * m.other]
+            if like:
+                pairs.append((larger, max(like, key=lambda m: _common_end(m.name, larger.name))))
     return pairs

@@ -134,7 +134,7 @@ def distillation() -> dict[str, Any]:
         hidden=0.0,  # mean squared difference of what the layers pass on
         standardise=False,  # hidden states of mean 0 and variance 1 first (MobileBERT)
         mean=0.0,  # squared difference of hidden states' means over the width (MobileBERT)
-        variance=0.0,  # and of their variances
+        variance=0.0,  # and of their variances, absolute
         attention=0.0,  # KL(teacher || student) of the attention distributions (MobileBERT)
         attention_scores=0.0,  # mean squared difference before the softmax (TinyBERT)
         layers="",  # the teacher's layer, counted from 1 (surgery.layers: from 0), for each of the
@@ -313,11 +313,10 @@ POSITIVE = (
 )
 DROPOUT = ("model.dropout", "model.attention_dropout", "objective.head_dropout")
 SHARES = (
-    *(*DROPOUT, "objective.mask_rate", "objective.replace_rate", "objective.short_rate"),
-    "distill.progressive",
+    *(*DROPOUT, "objective.short_rate", "distill.progressive", "optimizer.decay_rate"),
     *("optimizer.b1", "optimizer.b2", "optimizer.momentum", "optimizer.ema"),
-    "optimizer.decay_rate",
 )
+RATES = ("objective.mask_rate", "objective.replace_rate")
 PROBABILITIES = ("objective.mask_prob", "objective.random_prob")
 UNIT = (*PROBABILITIES, "model.beta")
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
@@ -325,6 +324,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (NOT_NEGATIVE, lambda x: x >= 0, "at least 0"),
     (POSITIVE, lambda x: x > 0, "more than 0"),
     (SHARES, lambda x: 0 <= x < 1, "from 0 to below 1"),
+    (RATES, lambda x: 0 < x < 1, "above 0, below 1"),
     (UNIT, lambda x: 0 <= x <= 1, "from 0 to 1"),
     (("objective.noise_density",), lambda x: 0 < x <= 0.5, "above 0, to 0.5"),
 )

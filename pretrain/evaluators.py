@@ -210,4 +210,4 @@ def improves(metric: str, scores: Scores, best: float) -> bool:
     new = scores.get(metric, math.nan)
     if math.isnan(new) or math.isnan(best):
         return not math.isnan(new)
-    return new < best if metric in metrics.LOWER_IS_BETTER else new > best
+    return new < best if metrics.lower_is_better(metric) else new > best

@@ -10,7 +10,7 @@ from pretrain.comparison import (
     finished,
     gain,
     is_pretraining,
-    mean,
+    median,
     metric_name,
     word_loss,
 )
@@ -49,7 +49,7 @@ QUESTIONS = {  # title, who is held against whom, the sentence where there is no
     ),
     "linear": (
         "Linear models",
-        "the pretrained model against the best linear one (chosen on validation data)",
+        "the pretrained or distilled model against the best linear one (chosen on validation data)",
         "",
     ),
 }
@@ -112,14 +112,17 @@ def answers(labelled: Sequence[Task], rows: Sequence[Row]) -> list[str]:
         sentences.append(price)
     if any(c.gain.n > 1 for _, c in made):
         sentences.append(
-            "Better or worse: the whole 95 % interval of the paired difference over seeds lies "
-            "above or below 0. Undecided: it includes 0, and the runs do not tell."
+            "Better or worse, on these test examples: the whole 95 % interval of the paired "
+            "difference over seeds lies above or below 0. Undecided: it includes 0, and the runs "
+            "do not tell."
         )
     return sentences
 
 
 def _range(task: Task, question: str) -> str:
-    gains = [c.gain.mean for c in comparisons(task) if c.question == question]
+    """Of the differences over several seeds, or where there are none of those of one."""
+    made = [c.gain for c in comparisons(task) if c.question == question]
+    gains = [gain.mean for gain in made if gain.n > 1] or [gain.mean for gain in made]
     low, high = signed(min(gains)), signed(max(gains))
     return f"{low if low == high else f'{low} to {high}'} {metric_name(task.metric)}"
 
@@ -133,13 +136,13 @@ def _price(labelled: Sequence[Task], rows: Sequence[Row]) -> str:
     each = "" if len(before) == 1 else "each "
     parts = [f"Price: {plural(len(before), 'pretraining run')}, {each}{' to '.join(span)}"]
     for kind, name in (("pretrained", "fine-tuning"), ("linear", "training a linear model")):
-        seconds = mean(
+        seconds = median(
             row.get("train.seconds")
             for task in labelled
             for row in task.rows
             if task.models[row["model"]].kind == kind
         )
-        parts += [f"{name} {duration(seconds)} on average"] if seconds else []
+        parts += [f"{name} {duration(seconds)} in the median"] if seconds else []
     return "; ".join(parts) + "."
 
 

@@ -12,7 +12,11 @@ from typing import Any
 import numpy as np
 
 Totals = dict[str, tuple[float, float]]
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")  # of all scores; others should be high
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a score should be low; all others should be high."""
+    return metric.endswith(("loss", "perplexity", "bits_per_byte"))
 
 
 def add(totals: Totals, metrics: Mapping[str, tuple[Any, Any]]) -> Totals:

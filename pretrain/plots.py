@@ -20,10 +20,11 @@ from pretrain.comparison import (
     counterpart,
     finished,
     is_pretraining,
-    mean,
+    median,
     metric_name,
     pretraining_cost,
     sign,
+    size_pairs,
 )
 from pretrain.page import quantity
 
@@ -180,8 +181,8 @@ def score_versus_cost(
             filled = style.colour if task.models[name].kind == "pretrained" else "white"
             error = [[score.mean - score.low], [score.high - score.mean]] if score.n > 1 else None
             for axes, cost in (
-                (train, mean([_training_seconds(r, by_name) for r in runs])),
-                (serve, mean([r.get("latency_ms.p50") for r in runs])),
+                (train, median([_training_seconds(r, by_name) for r in runs])),
+                (serve, median([r.get("latency_ms.p50") for r in runs])),
             ):
                 if cost is not None:
                     handles[name] = axes.errorbar(
@@ -223,27 +224,33 @@ def score_versus_cost(
 
 @_styled
 def score_versus_size(tasks: Sequence[Task]) -> bytes:
-    """Mean test score against parameters, a panel a task, a line for each label count and start."""
+    """Mean test score against parameters, a panel a task, a colour for each label count.
+
+    Lines join the models that `size_pairs` holds against each other.
+    """
     figure, grid = _figure(9.2, 3.9, columns=len(tasks))
     for task, axes in zip(tasks, np.ravel(grid), strict=True):
         sizes: dict[int, str] = {}
+        joined = [(smaller, larger) for larger, smaller in size_pairs(task)]
         named = "pretrained" if task.kind("pretrained") else "scratch"  # the lines of the legend
         for kind in ("pretrained", "scratch"):
             for labels, colour, marker in zip(
                 task.labels, itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False
             ):
                 models = [m for m in task.kind(kind) if (m.name, labels) in task.test]
-                models.sort(key=lambda m: m.other)
                 sizes |= {m.other: quantity(m.other) for m in models}
-                axes.plot(
-                    [m.other for m in models],
-                    [task.score(m.name, labels).mean for m in models],
-                    color=colour,
-                    marker=marker,
-                    markerfacecolor=colour if kind == "pretrained" else "white",
-                    linestyle=DASHES[kind],
-                    label=f"{labels:,} labels" if kind == named else None,
-                )
+                pairs = [pair for pair in joined if all(m in models for m in pair)]
+                alone = [(m,) for m in models if not any(m in pair for pair in pairs)]
+                for index, line in enumerate([*pairs, *alone]):
+                    axes.plot(
+                        [m.other for m in line],
+                        [task.score(m.name, labels).mean for m in line],
+                        color=colour,
+                        marker=marker,
+                        markerfacecolor=colour if kind == "pretrained" else "white",
+                        linestyle=DASHES[kind],
+                        label=f"{labels:,} labels" if kind == named and not index else None,
+                    )
         axes.set_xscale("log")
         axes.set_xticks(list(sizes), list(sizes.values()))
         axes.minorticks_off()

@@ -15,7 +15,7 @@ from pretrain.comparison import (
     comparisons,
     finished,
     is_pretraining,
-    mean,
+    median,
     metric_name,
     num_labels,
     pretraining_cost,
@@ -140,13 +140,14 @@ def _task(task: Task, index: int, look: Mapping[str, plots.Style]) -> list[Block
     bands = ""
     if len(task.models) <= plots.BANDED:
         bands = ", bands 95 % intervals of the mean (cut off at the frame where seeds are few)"
+    taught = "; dash-dotted: distilled" if task.kind("distilled") else ""
     blocks: list[Block] = [
         Heading(task.name),
         Figure(
             f"learning-{index + 1}.png",
             plots.learning_curves(task, look),
             f"Test {name} of {task.name} by number of labelled examples. Solid: pretrained; "
-            f"dashed: from scratch; dotted: linear. Lines are means, dots seeds{bands}.",
+            f"dashed: from scratch; dotted: linear{taught}. Lines are means, dots seeds{bands}.",
         ),
         Bullets(task_findings(task)),
         Table(
@@ -256,6 +257,7 @@ def _costs(
         ),
     ]
     for task in labelled:
+        teachers = "; of distilled models without the teacher's" if task.kind("distilled") else ""
         body = []
         for model in task.models.values():
             labels = max(n for n in task.labels if (model.name, n) in task.test)
@@ -264,9 +266,9 @@ def _costs(
             Table(
                 _COST_COLUMNS,
                 body,
-                f"{task.name}: costs at the most labels that the model was trained on, means over "
-                f"seeds. Latency: text to prediction, one example at a time; median and 95th "
-                f"percentile.",
+                f"{task.name}: costs at the most labels that the model was trained on, medians "
+                f"over seeds{teachers}. Latency: text to prediction, one example at a time; median "
+                f"and 95th percentile.",
             )
         )
     return blocks
@@ -288,21 +290,23 @@ def _cost_row(
     model: Model, labels: int, runs: Sequence[Row], by_name: Mapping[str, Row]
 ) -> list[str | Cell]:
     before = [c for r in runs if (c := pretraining_cost(r, by_name))]
-    tokens, flops, seconds = (mean([c[k] for c in before]) for k in ("tokens", "flops", "seconds"))
+    tokens, flops, seconds = (
+        median([c[k] for c in before]) for k in ("tokens", "flops", "seconds")
+    )
     spent = Cell(duration(seconds), f"{quantity(tokens)} tokens, {quantity(flops, 'FLOP')}")
     memory = [m for r in runs if (m := r.get("train.step_memory_bytes")) is not None]
-    p50, p95 = (mean([r.get(f"latency_ms.{p}") for r in runs]) for p in ("p50", "p95"))
+    p50, p95 = (median([r.get(f"latency_ms.{p}") for r in runs]) for p in ("p50", "p95"))
     return [
         model.name,
         Cell(
             quantity(model.embedding + model.other),
             f"{quantity(model.embedding)} embedding + {quantity(model.other)} other",
         ),
-        spent if model.kind == "pretrained" else DASH,
+        spent if tokens else DASH,
         f"{labels:,}",
         Cell(
-            duration(mean([r.get("train.seconds") for r in runs])),
-            quantity(mean([r.get("train.flops") for r in runs]), "FLOP"),
+            duration(median([r.get("train.seconds") for r in runs])),
+            quantity(median([r.get("train.flops") for r in runs]), "FLOP"),
         ),
         quantity(max(memory, default=None), "B", base=1024),
         DASH if p50 is None else Cell(f"{number(p50, 2)} ms", f"p95 {number(p95, 2)} ms"),
@@ -314,7 +318,7 @@ def _method(labelled: Sequence[Task], rows: Sequence[Row], notes: Sequence[str])
     items = [
         *notes,
         "Intervals are 95 % Student t over seeds. They cover the choice of the labelled sample and "
-        "the randomness of training on it, not the choice of the test set.",
+        "the randomness of training on it, not the choice of the test examples.",
     ]
     if any(row.get("init_from") for row in rows):
         items.append(
@@ -350,7 +354,7 @@ def _method(labelled: Sequence[Task], rows: Sequence[Row], notes: Sequence[str])
     else:
         items.append(
             "Every run was the only candidate for its model, task, number of labels and seed: no "
-            "hyperparameter was chosen among runs."
+            "hyperparameter was chosen among these runs."
         )
     compile_seconds = sum(r.get("train.compile_seconds") or 0 for r in rows)
     if compile_seconds:

@@ -164,6 +164,12 @@ def _terms(config: Reader) -> tuple[Terms, tuple[int, ...], int]:
             f"{KEY}.teacher: found {config.distill.teacher!r} with no term that it could teach; "
             f"expected a weight above 0, as {KEY}.logits=1.0"
         )
+    projected = ("cosine", "embeddings", "hidden", "mean", "variance")
+    if terms.projection and not any(getattr(terms, name) for name in projected):
+        raise UserError(
+            f"{KEY}.projection: found {terms.projection!r}, expected '' or a weight of "
+            f"{', '.join(projected)} above 0"
+        )
     if terms.progressive and not terms.by_layer:
         raise UserError(
             f"{KEY}.progressive: found {terms.progressive}, expected a weight of hidden, mean, "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import jax
 import pytest
 
+from pretrain import config as configs
 from pretrain import record, train
 from tests import small_runs
 
@@ -60,13 +61,19 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def small_run(
     small_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., pathlib.Path]:
-    """``(name, arg, **changes)`` of `small_runs.config` -> workdir of the run, trained once."""
+    """``(name, arg, **changes)`` of `small_runs.config` -> workdir of the run, trained once.
+
+    One that learns from text must have learned something: every test that asks for it sees that.
+    """
     folder = tmp_path_factory.mktemp("small_runs")
 
     @functools.cache
     def trained(name: str, arg: str = "", **changes) -> pathlib.Path:
         workdir = folder / str(len(list(folder.iterdir())))
-        train.train(small_runs.config(name, small_data, arg, **changes), workdir)
+        config = small_runs.config(name, small_data, arg, **changes)
+        train.train(config, workdir)
+        if config.objective.name in configs.LANGUAGE_MODELS:
+            small_runs.check_that_loss_falls(workdir)
         return workdir
 
     return trained

@@ -6,6 +6,7 @@ import random
 from ml_collections import ConfigDict
 
 from pretrain import config as configs
+from pretrain.files import read_jsonl
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOKENIZERS = ROOT / "tests" / "golden" / "tokenizers"
@@ -93,3 +94,11 @@ def config(name: str, data: pathlib.Path, arg: str = "", **changes) -> ConfigDic
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     values = overrides(name, arg, data) | changes
     return configs.load(str(ROOT / "configs" / f"{name}.py"), arg or None, values)
+
+
+def check_that_loss_falls(workdir: pathlib.Path) -> None:
+    """Of a run that logs every step; of two models, that of the generator."""
+    records = [r for r in read_jsonl(workdir / "metrics.jsonl") if "train/loss" in r]
+    losses = [r.get("train/generator_loss", r["train/loss"]) for r in records]
+    first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
+    assert last < first - 0.1, f"the loss of {workdir} does not fall: {losses}"

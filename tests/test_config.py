@@ -196,7 +196,7 @@ def test_numbers_have_ranges():
         ("train.batch_size", -8, "found -8, expected at least 0"),
         ("model.num_layers", 0, "found 0, expected at least 1"),
         ("model.dropout", 1.0, "found 1.0, expected from 0 to below 1"),
-        ("objective.mask_rate", 1.5, "found 1.5, expected from 0 to below 1"),
+        ("objective.mask_rate", 0.0, "found 0.0, expected above 0, below 1"),
         ("optimizer.ema", float("nan"), "found nan, expected from 0 to below 1"),
         ("optimizer.b2", 1.0, "found 1.0, expected from 0 to below 1"),
         ("optimizer.eps", 0.0, "found 0.0, expected more than 0"),

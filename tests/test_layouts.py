@@ -134,6 +134,7 @@ def batch_of(name):
     elif name == "encoder_decoder":
         other = tiny.lm_batch(ROWS, LENGTH, seed=1)
         batch |= {"targets": other.pop("tokens")} | {f"target_{k}": v for k, v in other.items()}
+        batch["hidden"] = (batch["targets"] % 2).astype(np.float32)
     elif name == "pairs":
         batch["token_types"] = batch["segment_ids"] // 2
         batch["pair_labels"] = np.arange(ROWS, dtype=np.int32) % 2

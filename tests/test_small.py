@@ -20,13 +20,14 @@ from tests import small_runs
 LINEAR = str(small_runs.ROOT / "configs" / "linear.py")
 
 
-def matrix(split, num_features):
-    """Features and labels of a split's documents, in their order."""
+def matrix(split, num_features, label=None):
+    """Features and labels of a split's documents, in their order; values are those of a label."""
     columns = split.dataset.columns
     real, used = columns["weights"] > 0, columns["features"] > 0
     owner = np.take_along_axis(columns["example"], columns["document"], axis=1)[..., None]
     owner = np.broadcast_to(owner, used.shape)[used]
-    entries = columns["values"][used], (owner, columns["features"][used])
+    values = columns["values"] if label is None else columns["values"][..., label]
+    entries = values[used], (owner, columns["features"][used])
     labels = np.zeros(real.sum(), int)
     labels[columns["example"][real]] = columns["labels"][real]
     return scipy.sparse.csr_matrix(entries, (len(labels), num_features)), labels
@@ -51,6 +52,26 @@ def test_accuracy_on_docstrings_is_scikit_learns(arg, reference, tmp_path):
     examples, labels = matrix(splits["test"], 2**11)
     assert len(labels) > 1000
     assert score == pytest.approx(reference.score(examples, labels), abs=0.003)
+
+
+def test_nbsvm_is_an_svm_on_log_count_ratios_of_each_class(tmp_path):
+    """Of equal features, between naive Bayes and the machine that scikit-learn finds."""
+    changes = {"data.limit": 300, "model.num_features": 2**11, "optimizer.tolerance": 1e-6}
+    config = configs.load(LINEAR, "nbsvm", changes | {"data.validation": ""})
+    score = train.train(config, tmp_path)["scores"]["test"]["accuracy"]
+    splits = tasks.build(configs.Reader(config)).splits
+    found = []
+    for label in range(splits["train"].dataset.columns["values"].shape[-1]):
+        examples, labels = matrix(splits["train"], 2**11, label)
+        svm = LinearSVC(C=1.0, max_iter=20_000, intercept_scaling=100.0)
+        svm.fit(examples, labels == label)
+        weights = svm.coef_[0]
+        weights = np.where(weights != 0, 0.75 * np.abs(weights[weights != 0]).mean(), 0)
+        weights += 0.25 * svm.coef_[0]
+        examples, labels = matrix(splits["test"], 2**11, label)
+        found.append(examples @ weights + 0.25 * svm.intercept_[0])
+    assert len(labels) > 1000
+    assert score == pytest.approx((np.argmax(found, 0) == labels).mean(), abs=0.003)
 
 
 def scores(name, data, tmp_path, arg, **changes):

@@ -360,3 +360,21 @@ def test_quickstart_pairs_every_encoder_with_itself_from_scratch(variant, sizes)
     for run in tuned:
         twin = planned[run.name.replace("pretrained", "scratch")].run
         assert run.overrides == twin.overrides and run.load() == twin.load()
+
+
+def test_imdb_trains_twins_alike():
+    """On each number of labels: as long whatever a network starts from, and on the same sample."""
+    arguments = "study", "rates"
+    for argument in arguments:
+        runs = study.parse_runs(
+            config.load(str(small_runs.ROOT / "configs/imdb.py"), argument).runs
+        )
+        groups = {}
+        for run in runs:
+            if run.task != "pretraining" and run.config.endswith("imdb.py"):
+                same = ("data.limit", "train.budget", "seed", "data.train", "data.test")
+                what = tuple(run.overrides.get(key) for key in same)
+                groups.setdefault((run.labels, run.seed), set()).add(what)
+        assert len(groups) > 1 and all(len(found) == 1 for found in groups.values())
+        for run in runs:
+            assert not run.teacher or run.teacher.endswith(f"-{run.labels}-s{run.seed}")

@@ -178,6 +178,7 @@ REFUSED = [
     ("bert", SEQ, dict(_relations=1.0, _relation_pairs="query"), "relation_pairs: found 'query'"),
     ("bert", SEQ, dict(_relations=1.0, _relation_heads=3), "relation_heads: 3 does not divide"),
     ("bert", SEQ, dict(_hidden=1.0, _projection="x"), "projection: found 'x', expected '', sh"),
+    ("bert", SEQ, dict(_logits=1.0, _projection="layer"), "projection: found 'layer', expected ''"),
     ("bert", SEQ, dict(_logits=1.0, _transfer="x"), "transfer: found 'x' with objective.name 'm"),
     ("gpt", SEQ, dict(_logits=1.0), "with objective.name 'causal' and a teacher with 'mlm'"),
     ("classify", "tiny", dict(_hidden=1.0), "trained for 'mlm', expected objective.name 'class"),
@@ -224,13 +225,14 @@ def test_no_finished_run_is_no_teacher(small_data, tmp_path):
         attached(imitation(small_data, tmp_path, "linear", "lr", _logits=1.0))
 
 
-@pytest.mark.parametrize("recipe", sorted(recipes.RECIPES))
-def test_recipes_have_all_that_they_need(recipe, small_run, small_data):
+@pytest.mark.parametrize("arg", [*sorted(recipes.RECIPES), "mobilebert,nsp"])
+def test_recipes_have_all_that_they_need(arg, small_run, small_data):
     """Each builds with a teacher, and its loss is a number of each of its terms."""
+    recipe = arg.partition(",")[0]
     labelled = recipe in recipes.LABELLED
     source = small_run("classify", "tiny") if labelled else small_run("bert", SEQ)
-    path, arg = str(small_runs.ROOT / "configs/distill.py"), f"{recipe},teacher={source},seq=32"
-    own = configs.flatten(configs.load(path, arg))
+    path, full = str(small_runs.ROOT / "configs/distill.py"), f"{arg},teacher={source},seq=32"
+    own = configs.flatten(configs.load(path, full))
     changes = small_runs.overrides("classify" if labelled else "bert", SEQ, small_data)
     changes = {k: v for k, v in changes.items() if k in own and not k.startswith("tokenizer.")}
     if recipe == "distilbert":
@@ -239,7 +241,7 @@ def test_recipes_have_all_that_they_need(recipe, small_run, small_data):
         changes |= {"model.bottleneck_size": 8, "model.embedding_size": 8}
     elif recipe == "minilm":
         changes["model.hidden_size"] = 8
-    config = inherit.resolve(configs.load(path, arg, changes))
+    config = inherit.resolve(configs.load(path, full, changes))
     task, taught = attached(config)
     batch = jax.tree.map(jnp.asarray, task.splits["train"].dataset[np.arange(4)])
     batch |= {"weights": jnp.ones(4)} if labelled else {}
@@ -251,10 +253,16 @@ def test_recipes_have_all_that_they_need(recipe, small_run, small_data):
 
     metrics = jax.jit(loss)(jax.random.key(0))
     assert all(np.isfinite(value[0]) for value in metrics.values())
+    assert ("pair_loss" in metrics) == arg.endswith(",nsp")
     if not (config.distill.task or config.distill.logits):
         assert not config.checkpoint.best, "the labels' score says nothing of what is learned"
     weighted = [k for k, v in recipes.RECIPES[recipe].items() if v and k in NAMES]
     assert {name.partition("/")[2] for name in metrics if "/" in name} == set(weighted)
+
+
+def test_next_sentences_are_one_recipes_part():
+    with pytest.raises(UserError, match="argument 'nsp': found it with 'minilm', expected none"):
+        configs.load(str(small_runs.ROOT / "configs/distill.py"), "minilm,nsp")
 
 
 def test_a_sharded_student_and_teacher_give_the_same_step(small_run, small_data, tmp_path):

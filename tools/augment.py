@@ -84,7 +84,7 @@ class Augmenter:
                 found.append([])
                 continue
             best = self.words[np.argsort(-scores[i], kind="stable")[: self.count + 1]]
-            texts = [pieces.decode([int(piece)]).strip() for piece in best]
+            texts = [pieces.decode([int(piece)]).strip() for piece in best if [piece] != ids]
             found.append([text for text in texts if text and text != word][: self.count])
         return found
 

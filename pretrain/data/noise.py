@@ -109,7 +109,9 @@ class SpanCorruption:
         return self.lengths[1]
 
     def __call__(self, rows: Batch, keys: np.ndarray) -> Batch:
-        """``tokens``, ``targets``, and ``segment_ids`` and ``positions`` of both.
+        """``tokens``, ``targets``, ``segment_ids`` and ``positions`` of both, and ``hidden``.
+
+        ``hidden [n, T]`` float32 is 1 for the targets that are pieces of the text.
 
         Args:
           rows: of a token store, ``[n, lengths[0]]``.
@@ -138,7 +140,9 @@ class SpanCorruption:
         targets.emit(starts, sentinels)
         targets.emit(masked, tokens)
         targets.emit(layout.last & (layout.of(spans) > 0), np.int32(self.end_id))
-        return inputs.columns() | targets.columns("target_", tokens="targets")
+        columns = inputs.columns() | targets.columns("target_", tokens="targets")
+        easy = np.isin(columns["targets"], [self.pad_id, self.end_id, *self.sentinel_ids])
+        return columns | {"hidden": np.where(easy, 0.0, 1.0).astype(np.float32)}
 
     def _quotas(self, segment_ids: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of noise and spans of every document: int64 ``[n, documents + 1]``."""

@@ -65,7 +65,8 @@ class HashedLinear(nn.Module):
         known point. Else features are embedded and the embeddings' weighted sum is classified:
         fastText (Joulin et al. 2016) where the weights are a mean's.
       beta: less than 1: predictions are made with ``(1 - beta) * mean |kernel| + beta * kernel``,
-        the mean over each class's features (NBSVM; Wang & Manning 2012).
+        the mean over each class's features, and ``beta * bias`` (NBSVM; Wang & Manning 2012):
+        between naive Bayes, without a bias where classes are equally frequent, and the SVM.
     """
 
     num_features: int
@@ -111,6 +112,7 @@ class HashedLinear(nn.Module):
             seen = jnp.maximum((kernel != 0).sum(0, keepdims=True), 1).astype(kernel.dtype)
             mean = jnp.abs(kernel).sum(0, keepdims=True) / seen
             kernel = jnp.where(kernel != 0, (1.0 - self.beta) * mean + self.beta * kernel, 0.0)
+            bias = self.beta * bias
         total = weighted_rows(table if self.embedding_size else kernel, features, values)
         if "document" in batch:
             total = add_lanes(total, batch["document"])

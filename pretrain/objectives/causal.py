@@ -35,7 +35,7 @@ class CausalLM(Language):
 
     def score(self, params: dict, hidden: jax.Array, batch: Batch) -> Metrics:
         labels, _ = next_tokens(batch)
-        return self.score_tokens(params, hidden, labels, batch, self.chunk_size)[0]
+        return self.score_tokens(params, hidden, labels, batch, self.chunk_size)
 
     def predicted(self, hidden: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return hidden, weigh(next_tokens(batch)[1], batch)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pretrain.models.encoder_decoder import shift_right
 from pretrain.objectives.base import Batch, Metrics
-from pretrain.objectives.language import Language, check_writes, weigh
+from pretrain.objectives.language import MASKED, Language, check_writes
 from pretrain.objectives.mlm import MaskedLM
 
 
@@ -21,7 +21,7 @@ class Denoising(MaskedLM):
     """
 
     name: ClassVar[str] = "denoising"
-    scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy", "masked_accuracy")
+    scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy", *MASKED)
 
     chunk_size: int
 
@@ -45,10 +45,10 @@ class Denoising(MaskedLM):
 
     def score(self, params: dict, hidden: jax.Array, batch: Batch) -> Metrics:
         targets, size = batch["targets"], self.chunk_size
-        metrics, hits = self.score_tokens(params, hidden, targets, batch, size)
-        drawn = weigh(batch["masked_weights"], batch)
-        found = jnp.take_along_axis(hits, batch["masked_positions"], axis=1)
-        return metrics | {"masked_accuracy": ((found * drawn).sum(), drawn.sum())}
+        rows = jnp.arange(len(targets))[:, None]
+        drawn = jnp.zeros(targets.shape).at[rows, batch["masked_positions"]]
+        unseen = drawn.add(batch["masked_weights"])
+        return self.score_tokens(params, hidden, targets, batch, size, unseen)
 
     def predicted(self, hidden: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """All real positions: the decoder writes each of them."""

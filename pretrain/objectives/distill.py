@@ -292,11 +292,15 @@ class Distilled(Objective):
         return found
 
     def _compare_hidden(self, ours: jax.Array, theirs: jax.Array) -> dict[str, jax.Array]:
-        """Squared differences of states ``[B, S, D]``, and of their moments: each ``[B, S]``."""
+        """Differences of states ``[B, S, D]``, and of their moments: each ``[B, S]``.
+
+        Squared, but for variances, as in MobileBERT's code.
+        """
         terms, found = self.terms, {}
-        for name, moment in (("mean", jnp.mean), ("variance", jnp.var)):
-            if getattr(terms, name):
-                found[name] = jnp.square(moment(ours, -1) - moment(theirs, -1))
+        if terms.mean:
+            found["mean"] = jnp.square(ours.mean(-1) - theirs.mean(-1))
+        if terms.variance:
+            found["variance"] = jnp.abs(ours.var(-1) - theirs.var(-1))
         if terms.hidden:
             if terms.standardise:
                 ours, theirs = standardised(ours), standardised(theirs)

@@ -12,6 +12,8 @@ from pretrain.errors import UserError
 from pretrain.models.heads import LanguageModel
 from pretrain.objectives.base import Batch, Metrics, Objective
 
+MASKED = ("masked_loss", "masked_accuracy")
+
 
 @dataclasses.dataclass(frozen=True)
 class Language(Objective):
@@ -45,14 +47,28 @@ class Language(Objective):
         return hidden, weigh((batch["segment_ids"] > 0).astype(jnp.float32), batch)
 
     def score_tokens(
-        self, params: dict, hidden: jax.Array, labels: jax.Array, batch: Batch, chunk_size: int
-    ) -> tuple[Metrics, jax.Array]:
-        """Loss and accuracy of ``labels`` as `predicted` weighs them, and the hits, all [B, S]."""
+        self,
+        params: dict,
+        hidden: jax.Array,
+        labels: jax.Array,
+        batch: Batch,
+        chunk_size: int,
+        unseen: jax.Array | None = None,
+    ) -> Metrics:
+        """Loss and accuracy of ``labels [B, S]`` as `predicted` weighs them.
+
+        ``unseen [B, S]`` weighs those that nothing but the model tells, for ``masked_loss`` and
+        ``masked_accuracy``.
+        """
         losses, hits = self.cross_entropy(params, hidden, labels, chunk_size)
-        _, weights = self.predicted(hidden, batch)
-        total = weights.sum()
-        sums = {"loss": losses, "accuracy": hits}
-        return {name: ((x * weights).sum(), total) for name, x in sums.items()}, hits
+        weights = {"": self.predicted(hidden, batch)[1]}
+        if unseen is not None:
+            weights["masked_"] = weigh(unseen, batch)
+        return {
+            f"{prefix}{name}": ((x * of).sum(), of.sum())
+            for prefix, of in weights.items()
+            for name, x in (("loss", losses), ("accuracy", hits))
+        }
 
     def logits_of(self, params: dict, rows: int) -> Callable[[jax.Array], jax.Array]:
         """Logits of a part of a batch of so many ``rows``, for loops over parts."""

@@ -11,7 +11,7 @@ import optax
 from pretrain.objectives.base import Batch, Metrics
 from pretrain.objectives.language import Language, content_keys, weigh
 
-EVAL_MASK_RATE = 0.15  # held-out losses compare across training rates only at one rate
+EVAL_MASK_RATE = 0.15  # held-out losses compare only at one rate, and one share of true masks
 EVAL_KEY = 15
 
 
@@ -113,6 +113,7 @@ class MaskedLM(Language):
 
     name: ClassVar[str] = "mlm"
     scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "masked_accuracy")
+    held_out: ClassVar[dict] = {"word_start": b"", "mask_prob": 0.8, "random_prob": 0.1}
 
     mask_id: int
     special_ids: tuple[int, ...]  # in order; never masked and never drawn
@@ -191,8 +192,8 @@ class MaskedLM(Language):
     def predict(self, params: dict, batch: Batch) -> Metrics:
         """Metrics at 15 % of the pieces; a row's mask is a function of its tokens alone."""
         keys = content_keys(batch["tokens"], EVAL_KEY)
-        plain = dataclasses.replace(self, word_start=b"")
-        return self.metrics(params, plain._mask(batch, EVAL_MASK_RATE, keys))
+        same_for_all = dataclasses.replace(self, **self.held_out)
+        return self.metrics(params, same_for_all._mask(batch, EVAL_MASK_RATE, keys))
 
     def train_flops(self, seq_len: int) -> float:
         return 3.0 * self.model.forward_flops(seq_len, num_masked(seq_len, self.mask_rate))

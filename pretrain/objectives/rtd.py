@@ -1,6 +1,7 @@
 """Replaced-token detection (Clark et al. 2020), the replacements sampled from a small generator."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ class ReplacedTokenDetection(MaskedLM):
     """
 
     name = "rtd"
+    held_out: ClassVar[dict] = {"word_start": b""}  # the rest is part of what is detected
 
     model: Discriminator
     generator: LanguageModel | None = dataclasses.field(default=None, kw_only=True)

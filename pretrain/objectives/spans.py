@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pretrain.models.encoder_decoder import shift_right
 from pretrain.objectives.base import Batch, Metrics
-from pretrain.objectives.language import Language, check_writes, weigh
+from pretrain.objectives.language import MASKED, Language, check_writes, weigh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +16,13 @@ class Spans(Language):
     """Span corruption (T5; Raffel et al. 2020): the decoder writes what the sentinels stand for.
 
     Batches are those of `pretrain.data.noise`: ``tokens [B, S]``, ``targets [B, T]``, and segment
-    ids and positions of both. The loss is that of every token of the targets, with teacher forcing.
+    ids and positions of both. The loss is that of every token of the targets, with teacher forcing;
+    ``masked_loss`` and ``masked_accuracy`` are of the text's own pieces (``hidden [B, T]``) alone,
+    without sentinels and ends, which are easy.
     """
 
     name: ClassVar[str] = "spans"
-    scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy")
+    scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy", *MASKED)
 
     chunk_size: int
     target_length: int
@@ -46,11 +48,7 @@ class Spans(Language):
 
     def score(self, params: dict, hidden: jax.Array, batch: Batch) -> Metrics:
         targets, size = batch["targets"], self.chunk_size
-        metrics, hits = self.score_tokens(params, hidden, targets, batch, size)
-        if "hidden" in batch:
-            unseen = weigh(batch["hidden"], batch)
-            metrics["masked_accuracy"] = ((hits * unseen).sum(), unseen.sum())
-        return metrics
+        return self.score_tokens(params, hidden, targets, batch, size, batch["hidden"])
 
     def predict(self, params: dict, batch: Batch) -> Metrics:
         return self.metrics(params, batch)
@@ -64,8 +62,8 @@ class Spans(Language):
 class Infilling(Spans):
     """Text infilling (BART; Lewis et al. 2020): the decoder writes the whole text.
 
-    ``accuracy`` counts every token, ``masked_accuracy`` those that the encoder does not see.
+    ``loss`` and ``accuracy`` count every token, ``masked_loss`` and ``masked_accuracy`` those that
+    the encoder does not see.
     """
 
     name: ClassVar[str] = "infilling"
-    scores: ClassVar[tuple[str, ...]] = (*Spans.scores, "masked_accuracy")

@@ -38,6 +38,7 @@ SHIPPED = [  # every config that trains one model, with arguments that take each
     ("distilbert", "base-cased,seq=32,published"),
     ("tinybert", "4l-312,seq=32"),
     ("mobilebert", "micro,seq=32"),
+    ("mobilebert", "micro,seq=32,nsp"),
     ("electra", "small,seq=32"),
     ("electra", "small,seq=32,random"),
     ("electra", "small-generator,seq=32"),
@@ -203,3 +204,9 @@ def test_studies_list_runs_that_load(name, tmp_path, monkeypatch):
     for arg in getattr(MODULES[name], "PLANS", [None]):
         runs = study.parse_runs(MODULES[name].get_config(arg).runs)
         assert len(study.plan(runs, tmp_path)) == len(runs) > 1
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_modernbert_decays_by_one_part_in_100_000(size):
+    optimizer = load("modernbert", size).optimizer
+    assert optimizer.lr * optimizer.weight_decay == pytest.approx(1e-5)

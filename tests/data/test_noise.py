@@ -102,6 +102,7 @@ def test_density_and_number_of_spans_are_exact(low, high):
     sentinel = np.isin(batch["targets"], SENTINELS)
     masked = (batch["targets"] >= ORDINARY) & ~sentinel
     np.testing.assert_array_equal(masked.sum(1), np.round(0.15 * real))
+    np.testing.assert_array_equal(batch["hidden"], masked)
     spans = np.maximum(1, np.round(masked.sum(1) / 3))
     np.testing.assert_array_equal(sentinel.sum(1), spans)
     assert batch["tokens"].shape == (200, 64)

@@ -104,6 +104,8 @@ def test_loss_is_the_cross_entropy_of_every_real_token():
         drawn[row, places[kept > 0]] = BATCH["weights"][row]
     found, total = (float(x) for x in metrics["masked_accuracy"])
     assert (found, total) == pytest.approx(((hits * drawn).sum(), drawn.sum()))
+    found, total = (float(x) for x in metrics["masked_loss"])
+    assert (found, total) == pytest.approx(((losses * drawn).sum(), drawn.sum()), rel=1e-4)
 
 
 def test_chunks_change_neither_value_nor_gradient():

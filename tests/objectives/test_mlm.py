@@ -196,8 +196,8 @@ def test_held_out_masks_depend_on_the_row_alone(params):
     assert sums(predict(params, other))["loss"][0] != pytest.approx(whole["loss"][0], rel=1e-6)
 
 
-def test_held_out_rate_does_not_follow_the_training_rate(params):
-    other = dataclasses.replace(MLM, mask_rate=0.4, mask_prob=0.8)
+def test_held_out_masks_do_not_follow_the_training_masks(params):
+    other = dataclasses.replace(MLM, mask_rate=0.4, mask_prob=1.0, random_prob=0.0)
     batch = tiny.lm_batch()
     assert sums(jax.jit(other.predict)(params, batch)) == sums(jax.jit(MLM.predict)(params, batch))
 

@@ -73,6 +73,16 @@ def test_held_out_replacements_are_fixed(params):
     assert total == pytest.approx(float(first["loss"][0]), rel=1e-5), "whatever the batch"
 
 
+def test_held_out_rows_have_replacements_and_no_masks():
+    class Seen(type(OBJECTIVE)):
+        def metrics(self, _, batch):
+            return batch
+
+    made = Seen(**vars(OBJECTIVE)).predict({}, BATCH)
+    assert (made["tokens"] != made["originals"]).any()
+    assert not (made["tokens"] == OBJECTIVE.mask_id).any()
+
+
 def test_discriminator_counts_its_head():
     config = tiny.transformer()
     head = 24 * 2 * (16 * 16 + 16)

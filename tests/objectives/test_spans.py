@@ -72,6 +72,7 @@ def test_loss_is_that_of_each_document_alone(name):
     """Each target is predicted from its own source and the targets before it, and nothing else."""
     batch, weights = batch_of(name), np.array([1, 0.5, 0, 1], np.float32)
     losses, hits, total = 0.0, 0.0, 0.0
+    unseen = np.zeros(3)  # loss, hits, weight
     for row in range(4):
         for number in range(1, batch["target_segment_ids"][row].max() + 1):
             inputs, targets = alone(batch, row, number)
@@ -82,8 +83,11 @@ def test_loss_is_that_of_each_document_alone(name):
             logits = compiled(name)(params(name), inputs | {"decoder_tokens": before})[0]
             log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)[: len(targets)]
             places = np.arange(len(targets))
-            losses -= log_probs[places, targets].sum() * weights[row]
-            hits += (log_probs.argmax(-1) == targets).sum() * weights[row]
+            each = np.stack([-log_probs[places, targets], log_probs.argmax(-1) == targets])
+            losses += each[0].sum() * weights[row]
+            hits += each[1].sum() * weights[row]
+            own = batch["hidden"][row][batch["target_segment_ids"][row] == number]
+            unseen += [*(each * own).sum(1) * weights[row], own.sum() * weights[row]]
             total += len(targets) * weights[row]
     assert batch["target_segment_ids"].max() > 1
     rows = batch | {"weights": weights}
@@ -94,9 +98,11 @@ def test_loss_is_that_of_each_document_alone(name):
     held_out = jax.jit(objective(name).predict)(params(name), rows)
     assert float(held_out["loss"][0]) == pytest.approx(losses, rel=1e-4)
     assert set(objective(name).scores) == metrics.keys() | {"perplexity"}
-    if name == "bart":
-        unseen = (batch["hidden"] * weights[:, None]).sum()
-        assert float(metrics["masked_accuracy"][1]) == pytest.approx(unseen)
+    assert 0 < unseen[2] < total
+    for (value, weight), want in zip(
+        (metrics["masked_loss"], metrics["masked_accuracy"]), unseen, strict=False
+    ):
+        assert (float(value), float(weight)) == pytest.approx((want, unseen[2]), rel=1e-4)
 
 
 def test_train_flops_are_of_rows_of_two_lengths():

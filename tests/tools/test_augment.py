@@ -45,6 +45,15 @@ def test_candidates_are_the_likeliest_words_or_the_nearest(augmenter, small_run)
         assert found[i] == [p[1:] for p in near if p[1:].isalnum() and p[1:] != words[i]][:3]
 
 
+def test_a_word_is_no_candidate_for_itself_in_another_case(augmenter, monkeypatch):
+    """A tokenizer without cases gives both the same piece."""
+    kind = type(augmenter.pieces)
+    encode = kind.encode_words
+    monkeypatch.setattr(kind, "encode_words", lambda self, x: encode(self, [w.lower() for w in x]))
+    words = ["cat", "sees", "the", "elm"]
+    assert augmenter.candidates([w.title() for w in words]) == augmenter.candidates(words)
+
+
 def test_words_behind_the_row_keep_what_needs_no_place(augmenter):
     found = augmenter.candidates(["the"] * 60)
     assert len(found) == 60 and all(found[:30]) and not any(found[30:])
