@@ -28,10 +28,10 @@ ONCE = {"tiny": ALL, "mini": 2500}  # of these with one seed
 STEPS = {20: 60, 100: 100, 500: 320, 2500: 1600, ALL: 5200}
 TASK = "Classification: IMDB sentiment"
 PIECES, SENTINELS, SEQ = 4096, 100, 128
-LR = {"tiny": 2e-3, "mini": 1.5e-3}  # of pretraining
-RELATIVE_LR = 1e-2  # of T5's Adafactor, likewise
-TRIED = (0.15, 0.5, 1.5)  # rates of fine-tuning, as parts of that of pretraining
-BEST = dict.fromkeys((*NETWORKS, "scratch-encoder", "scratch-decoder", "scratch-t5"), 0.5)
+LR = {"tiny": 4e-3, "mini": 2e-3}  # of pretraining
+RELATIVE_LR = 2e-2  # of T5's Adafactor, likewise
+TRIED = (0.25, 0.75)  # rates of fine-tuning, as parts of that of pretraining
+BEST = dict.fromkeys((*NETWORKS, "scratch-encoder", "scratch-decoder", "scratch-t5"), 0.25)
 UNLABELLED = "unsupervised.jsonl.gz[:98%]"
 RAW = dict(train=UNLABELLED, validation="unsupervised.jsonl.gz[98%:]")
 LABELLED = dict(
@@ -58,15 +58,20 @@ def get_config(arg=None):
     config.data.update(sources(arg.data, RAW if pretraining else LABELLED))
     config.tokenizer.source = f"{arg.data}/{UNLABELLED}"
     config.tokenizer.type, config.tokenizer.vocab_size = "bpe", PIECES
-    config.train.batch_size, config.train.seq_len = 16, SEQ
+    config.train.batch_size, config.train.seq_len = 8 if pretraining else 16, SEQ
     if pretraining:
         config.model.dropout = config.model.attention_dropout = 0.0
-        config.optimizer.lr, config.train.budget = rate, "4000 steps"
-        config.evals.every, config.evals.batches = "10%", 10
-        if arg.variant == "rtd":
-            config.objective.generator_size = 0.5
+        config.optimizer.lr, config.train.budget = rate, "2500 steps"
+        config.evals.every, config.evals.batches = "10%", 20
+        # Rates above BERT's and T5's 15 %: there is more to learn from in each of few batches.
+        if arg.variant == "mlm":
+            config.objective.mask_rate = 0.4
+        elif arg.variant == "rtd":
+            config.objective.replace_rate, config.objective.generator_size = 0.25, 0.5
+        elif arg.variant == "spans":
+            config.objective.noise_density = 0.3
     else:
-        config.optimizer.lr, config.train.budget = rate / 2, "320 steps"
+        config.optimizer.lr, config.train.budget = rate / 4, "320 steps"
         config.objective.pool, config.evals.every = "mean", "100%"
         if network == "t5":
             config.model.reads = "encoder"
@@ -107,7 +112,7 @@ def study(data):
         dict(
             title="Does pretraining pay on film reviews?",
             question=(
-                "Small networks pretrained by four objectives on 8.2 of the 18.5 million word "
+                "Small networks pretrained by four objectives on 4.1 of the 18.5 million word "
                 "pieces of 49,000 unlabelled IMDB reviews, the same networks from scratch, linear "
                 "models, and a student of the larger network."
             ),
@@ -138,7 +143,7 @@ def study(data):
 def rates(data):
     """The search for `BEST`."""
     runs = pretrained(data, "tiny")
-    for seed in range(2):
+    for seed in range(1):
         for start in BEST:
             for part in TRIED:
                 overrides = sources(data, SEARCH, "data.")

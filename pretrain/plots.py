@@ -28,7 +28,8 @@ from pretrain.comparison import (
 )
 from pretrain.page import quantity
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8860B", "#1d2530", "#8C6BB1")
+# Sky blue is the last: a lighter blue is close to it.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#1d2530", "#8C6BB1", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 DASHES = {
     "pretrained": "-",
@@ -118,7 +119,7 @@ def learning_curves(task: Task, look: Mapping[str, Style]) -> bytes:
 
     The frame follows the scores of the seeds: an interval from two or three seeds may leave it.
     """
-    figure, axes = _figure(7.6, 4.4)
+    figure, axes = _figure(7.6, max(4.4, 0.26 * len(task.models) + 0.8))  # room for their names
     lines, values = {}, []
     for name, model in task.models.items():
         labels = [n for n in task.labels if (name, n) in task.test]
@@ -348,7 +349,7 @@ def _label_lines(axes, ends: Mapping[str, tuple[float, float]], look: Mapping[st
         return
     low, high = axes.get_ylim()
     height = axes.get_figure().get_figheight() * 0.8 * 72  # of the axes, in points, about
-    step = 15 / height
+    step = min(15 / height, 1 / len(ends))
     order = sorted(ends, key=lambda name: ends[name][1])
     wanted = [min(1.0, max(0.0, (ends[name][1] - low) / (high - low))) for name in order]
     for name, place in zip(order, spread(wanted, step), strict=True):
@@ -374,10 +375,10 @@ def _label_lines(axes, ends: Mapping[str, tuple[float, float]], look: Mapping[st
 
 
 def spread(places: Sequence[float], step: float) -> list[float]:
-    """Ascending places moved as little as needed to lie at least ``step`` apart.
+    """Ascending places from 0 to 1 moved as little as needed to lie at least ``step`` apart.
 
     Neighbours that would touch become a block centred on the mean of what they wanted (pool
-    adjacent violators).
+    adjacent violators), as far as it stays between 0 and 1. All must fit there.
     """
     blocks: list[tuple[float, int]] = []  # (mean of place - index * step, members)
     for index, place in enumerate(places):
@@ -388,7 +389,8 @@ def spread(places: Sequence[float], step: float) -> list[float]:
             size += members
         blocks.append((start, size))
     starts = [start for start, size in blocks for _ in range(size)]
-    return [start + index * step for index, start in enumerate(starts)]
+    last = 1 - (len(places) - 1) * step
+    return [min(max(start, 0.0), last) + index * step for index, start in enumerate(starts)]
 
 
 def _log_x(axes, ticks: Sequence[int]) -> None:

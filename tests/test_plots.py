@@ -1,5 +1,6 @@
 """The pictures: what they are made of, beside being PNGs of the right size."""
 
+import itertools
 import struct
 
 import pytest
@@ -42,6 +43,28 @@ def test_learning_curve_draws_the_mean_of_every_model(rows, drawn):
     assert x == [50, 200, 1000]
     assert y == pytest.approx([(0.42 + 0.51 + 0.54) / 3, (0.57 + 0.58 + 0.60) / 3, 0.68])
     assert len(lines) == 4
+
+
+def test_learning_curve_names_each_of_many_models_within_the_frame(rows, monkeypatch):
+    places = []
+
+    def record(self, text, xy, **options):  # noqa: ARG001
+        places.append(options["xytext"][1])
+
+    monkeypatch.setattr(Axes, "annotate", record)
+    made = study_table.task_row
+    names = [f"tiny encoder, number {i}" for i in range(18)]
+    many = [
+        made(study_table.CLASSES, name, 100, 0, 0.9 - 0.001 * i) for i, name in enumerate(names)
+    ]
+    comparison.select(many)
+    task = comparison.tasks([*rows, *many])[1]
+    png = plots.learning_curves(task, plots.styles([task], rows))
+    height = size(png)[1] / plots.DPI
+    assert len(places) == len(task.models) == 22
+    assert min(places) >= 0 and max(places) <= 1
+    gaps = [b - a for a, b in itertools.pairwise(places)]
+    assert min(gaps) * 0.8 * height * 72 >= 14.9  # points, for letters of 9.5
 
 
 def test_pretraining_curve_is_the_table_s(rows, drawn):
@@ -106,4 +129,7 @@ def test_spread_moves_labels_apart_and_no_further():
     assert plots.spread([0.3, 0.3, 0.3, 0.9], 0.1) == pytest.approx([0.2, 0.3, 0.4, 0.9])
     # Two blocks that grow into each other become one around their common centre.
     assert plots.spread([0.5, 0.5, 0.62], 0.1) == pytest.approx([0.44, 0.54, 0.64])
+    # A block at the edge stays within the frame, and what lies beside it makes room.
+    assert plots.spread([0.5, 0.95, 1.0, 1.0], 0.2) == pytest.approx([0.4, 0.6, 0.8, 1.0])
+    assert plots.spread([0.0, 0.0, 0.9], 0.3) == pytest.approx([0.0, 0.3, 0.9])
     assert plots.spread([], 0.1) == []
