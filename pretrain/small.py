@@ -21,12 +21,15 @@ POOLS = ("mean", "first", "last")
 
 
 def make_encoder(
-    config: Reader, splits: dict[str, list[dict]], label_names: Sequence[str]
+    config: Reader,
+    splits: dict[str, list[dict]],
+    label_names: Sequence[str],
+    unlabelled: Sequence[dict] = (),
 ) -> encoders.FeatureEncoder | WordEncoder:
-    """The encoder of a run, fitted on the examples of its training split."""
+    """The encoder of a run, fitted on its training split and the texts that a teacher labels."""
     if config.model.name == "linear":
-        return _feature_encoder(config, splits["train"], label_names)
-    return _word_encoder(config, splits, label_names)
+        return _feature_encoder(config, splits["train"], label_names, unlabelled)
+    return _word_encoder(config, splits, label_names, unlabelled)
 
 
 def make_model(config: Reader, num_classes: int) -> nn.Module:
@@ -49,7 +52,7 @@ def make_model(config: Reader, num_classes: int) -> nn.Module:
 
 
 def _feature_encoder(
-    config: Reader, examples: list[dict], label_names: Sequence[str]
+    config: Reader, examples: list[dict], label_names: Sequence[str], unlabelled: Sequence[dict]
 ) -> encoders.FeatureEncoder:
     task, model = config.objective.name, config.model
     if task == "tag":
@@ -67,14 +70,18 @@ def _feature_encoder(
         )
     )
     classes = labels.class_ids(examples, label_names, "data.train")
-    ngrams.fit([example["text"] for example in examples], classes, len(label_names))
+    texts = [example["text"] for example in (*examples, *unlabelled)]
+    ngrams.fit(texts, classes, len(label_names))
     return encoders.FeatureEncoder(
         task, label_names, num_features=model.num_features, ngrams=ngrams
     )
 
 
 def _word_encoder(
-    config: Reader, splits: dict[str, list[dict]], label_names: Sequence[str]
+    config: Reader,
+    splits: dict[str, list[dict]],
+    label_names: Sequence[str],
+    unlabelled: Sequence[dict],
 ) -> WordEncoder:
     """With ``init_from`` its words, which go with its weights."""
     task, model = config.objective.name, config.model
@@ -90,4 +97,5 @@ def _word_encoder(
         source = encoders.load(pathlib.Path(config.init_from))
         known = {name: getattr(source, name) for name in ("words", "characters", "word_length")}
         return WordEncoder(task, label_names, seq_len=seq_len, **known)
-    return WordEncoder.fit(splits["train"], task, label_names, seq_len=seq_len, **settings)
+    examples = [*splits["train"], *unlabelled]
+    return WordEncoder.fit(examples, task, label_names, seq_len=seq_len, **settings)

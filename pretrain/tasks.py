@@ -101,7 +101,8 @@ def build(config: Reader, pieces: tokenizer.AnyTokenizer | None = None) -> Task:
     found = _examples(config)
     if config.model.name in SMALL_MODELS:
         examples = {split: examples for split, (_, examples) in found.items()}
-        encoder = small.make_encoder(config, examples, _label_names(config, *found["train"]))
+        more = transfer(config)[1] if config.distill.transfer else []
+        encoder = small.make_encoder(config, examples, _label_names(config, *found["train"]), more)
     else:
         pieces = pieces or _tokenizer(config, where, found["train"][0])
         encoder = _token_encoder(config, found, pieces)
@@ -337,6 +338,19 @@ def _examples(config: Reader) -> Found:
             examples = [examples[i] for i in chosen]
         found[split] = source, examples
     return found
+
+
+def transfer(config: Reader) -> tuple[sources.Source, list[dict]]:
+    """The texts of ``distill.transfer``, of which only the teacher knows a label."""
+    spec, name = config.distill.transfer, config.objective.name
+    if name != "classify":
+        raise UserError(
+            f"config.distill.transfer: found {spec!r} with objective.name {name!r}, "
+            "expected classify"
+        )
+    options = dict(format="", text=config.distill.transfer_text, document="paragraph")
+    source = sources.open_source(spec, task="lm", key="distill.transfer", **options)
+    return source, [{"text": example["text"]} for example in source]
 
 
 def read_split(

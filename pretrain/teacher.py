@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pretrain import evaluators, processes, sharding, state, tasks
 from pretrain.checkpoint import load_params
 from pretrain.config import LANGUAGE_MODELS, Reader, distillation
-from pretrain.data import encoders, labels, sources
+from pretrain.data import encoders, labels
 from pretrain.data.cache import make_once
 from pretrain.data.loader import Batch, Columns, Dataset
 from pretrain.errors import UserError
@@ -330,22 +330,8 @@ def _check_relations(terms: Terms, ours: Any, theirs: Any) -> None:
 
 def _with_transfer(task: tasks.Task, config: Reader) -> tasks.Split:
     """The training split with texts of which only the teacher knows a label."""
-    key = f"{KEY[7:]}.transfer"
-    if task.objective.name != "classify":
-        raise UserError(
-            f"{KEY}.transfer: found {config.distill.transfer!r} with objective.name "
-            f"{task.objective.name!r}, expected classify"
-        )
-    train = task.splits["train"]
-    source = sources.open_source(
-        config.distill.transfer,
-        task="lm",
-        key=key,
-        format="",
-        text=config.distill.transfer_text,
-        document="paragraph",
-    )
-    examples = [*train.examples, *({"text": example["text"]} for example in source)]
+    train, (source, texts) = task.splits["train"], tasks.transfer(config)
+    examples = [*train.examples, *texts]
     columns = task.encoder.encode(examples, "data.train")
     gold = columns["example"] < len(train.examples)
     about = train.about | {"transfer": source.name, "examples": len(examples)}

@@ -86,10 +86,16 @@ def evaluate_records(workdir, examples):
     return predict(workdir, [example["text"] for example in examples])
 
 
-def test_a_linear_student_of_a_teacher_alone(small_run, small_data, tmp_path):
+BILSTM = dict(train__budget="200 steps", train__log_every="100 steps")
+
+
+@pytest.mark.parametrize(
+    ("name", "arg", "changes"), [("linear", "lr", {}), ("bilstm", "classify", BILSTM)]
+)
+def test_a_small_student_of_a_teacher_alone(name, arg, changes, small_run, small_data, tmp_path):
     """No gold label is seen: the minimum of the divergence agrees with the teacher's labels."""
     source = small_run("classify", "tiny", optimizer__lr=1e-2)
-    config = imitation(small_data, source, "linear", "lr", _logits=1.0, _task=0.0)
+    config = imitation(small_data, source, name, arg, _logits=1.0, _task=0.0, **changes)
     train.train(config, tmp_path / "run")
     examples = attached(config)[0].splits["train"].examples
     ours, theirs = (
@@ -99,15 +105,27 @@ def test_a_linear_student_of_a_teacher_alone(small_run, small_data, tmp_path):
     assert np.mean([a == b for a, b in zip(ours, theirs, strict=True)]) > 0.9
 
 
-def test_texts_without_labels_are_labelled_by_the_teacher(small_run, small_data):
+@pytest.mark.parametrize(
+    ("name", "arg"), [("classify", "tiny"), ("linear", "lr"), ("bilstm", "classify")]
+)
+def test_texts_without_labels_are_labelled_by_the_teacher(name, arg, small_run, small_data):
+    """Students with words of their own know those of the further texts too."""
     source = small_run("classify", "tiny")
     extra = small_data / "unlabelled.jsonl"
-    extra.write_text("".join(json.dumps({"text": f"the cat sees {n}"}) + "\n" for n in range(7)))
-    config = imitation(small_data, source, "classify", "tiny", _logits=1.0, _transfer=str(extra))
-    split = attached(config)[0].splits["train"]
+    words = ("zebra", "gnu", "yak")  # in none of the labelled texts
+    extra.write_text("".join(json.dumps({"text": f"{word} {word}"}) + "\n" for word in words))
+    config = imitation(small_data, source, name, arg, _logits=1.0, _transfer=str(extra))
+    task, _ = attached(config)
+    split = task.splits["train"]
     columns = split.dataset[np.arange(len(split.dataset))]
-    assert (columns["gold"] == 0).sum() == 7 and split.about["examples"] == 67
+    further = columns["gold"] == 0
+    assert further.sum() == 3 and split.about["examples"] == 63
     assert np.isfinite(columns["teacher_log_probs"]).all()
+    rows = columns["features" if name == "linear" else "tokens"][further].reshape(3, -1)
+    assert len(np.unique(rows, axis=0)) == 3  # nothing would be left of unknown words
+    extra.write_text('{"body": "a text"}\n')
+    with pytest.raises(UserError, match=r"distill\.transfer_text"):
+        attached(config)
 
 
 def test_tags_are_compared_word_by_word(small_run, small_data):

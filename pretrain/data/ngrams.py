@@ -112,7 +112,13 @@ class NgramFeatures:
         self.weights: np.ndarray | None = None
 
     def fit(self, texts: Sequence[str], labels: np.ndarray, num_classes: int) -> Self:
-        """Learns the weights; ``labels [n]`` in [0, num_classes) are for naive Bayes."""
+        """Learns the weights.
+
+        ``labels [n]`` in [0, num_classes) of the first ``n`` texts are for naive Bayes, which
+        learns from these alone.
+        """
+        if self.options.weighting == "naive_bayes":
+            texts = texts[: len(labels)]
         rows, ids, _ = self._count(texts)
         size = self.options.num_features
         frequency = np.bincount(ids, minlength=size)

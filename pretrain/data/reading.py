@@ -37,6 +37,8 @@ class Request:
         """The config key, or beside a flag the flag, that holds another setting: "data.text"."""
         if self.key == "tokenizer.source":  # a labelled task has no keys for it
             return f"--{name} of tools.tokenizer"
+        if self.key == "distill.transfer":  # likewise, but for its own name of the column
+            return f"{self.key}_{name}" if name == "text" else f"the ending of {self.key}"
         return f"--{name}" if self.key.startswith("--") else f"data.{name}"
 
 
