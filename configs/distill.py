@@ -12,9 +12,9 @@ Argument: a recipe, and `teacher=` the workdir of the finished run (see docs/dis
   minilm            self-attention relations of the teacher's last layer, into any width
   labels            probabilities of the labels alone, into any encoder, whatever its tokenizer
 
-`size` names the student's shape as in bert.py, tinybert.py or mobilebert.py (which has teachers of
-that shape too), where it has none yet; `task` (classify or ner) what a labelled one learns; `seq`
-the length of rows.
+`size` names the student's shape, where it has none yet: as in bert.py, without labels also as in
+tinybert.py, of MobileBERT as in mobilebert.py (which has teachers of that shape too); `task`
+(classify or ner) what a labelled one learns; `seq` the length of rows.
 
 DistilBERT (Sanh et al. 2019), TinyBERT (Jiao et al. 2020), MobileBERT (Sun et al. 2020), MiniLM
 (Wang et al. 2020; 2021), Hinton et al. 2015. Rates are for 32 rows a batch.

@@ -33,6 +33,13 @@ FORMAT = "teacher 1"  # change it whenever what is cached of the same teacher ch
 STATES = ("transformer", "mobilebert")  # families whose layers tell their states
 OUTPUTS = ("mlm", "causal", "denoising", "classify", "tag")  # objectives whose outputs are compared
 VECTORS = ("query", "key", "value")
+BY_LAYER = ("hidden", "mean", "variance", "attention", "attention_scores")
+NEEDS = (  # options, and the terms that read them
+    dict.fromkeys(("temperature", "top_k", "all_positions", "transfer"), ("logits",))
+    | dict.fromkeys(("relation_pairs", "relation_heads", "relation_layer"), ("relations",))
+    | {"standardise": ("hidden",), "layers": BY_LAYER, "progressive": BY_LAYER}
+    | {"projection": ("cosine", "embeddings", "hidden", "mean", "variance")}
+)
 
 
 class States(Language):
@@ -164,17 +171,13 @@ def _terms(config: Reader) -> tuple[Terms, tuple[int, ...], int]:
             f"{KEY}.teacher: found {config.distill.teacher!r} with no term that it could teach; "
             f"expected a weight above 0, as {KEY}.logits=1.0"
         )
-    projected = ("cosine", "embeddings", "hidden", "mean", "variance")
-    if terms.projection and not any(getattr(terms, name) for name in projected):
-        raise UserError(
-            f"{KEY}.projection: found {terms.projection!r}, expected '' or a weight of "
-            f"{', '.join(projected)} above 0"
-        )
-    if terms.progressive and not terms.by_layer:
-        raise UserError(
-            f"{KEY}.progressive: found {terms.progressive}, expected a weight of hidden, mean, "
-            "variance, attention or attention_scores above 0"
-        )
+    for name, needed in NEEDS.items():
+        found = config.distill[name]
+        if found != distillation()[name] and not any(config.distill[term] for term in needed):
+            raise UserError(
+                f"{KEY}.{name}: found {found!r}, which nothing reads; expected a weight of "
+                f"{' or '.join(needed)} above 0"
+            )
     if terms.progressive and (terms.cosine or terms.embeddings or terms.relations):
         raise UserError(
             f"{KEY}.progressive: found {terms.progressive} with cosine, embeddings or relations, "
