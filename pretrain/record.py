@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import os
+import pathlib
 import platform
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +19,7 @@ from pretrain.data import docstrings
 from pretrain.tasks import Task
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
+CODE = pathlib.Path(__file__).resolve().parents[1]
 WARMUP, REPEATS = 20, 200
 
 
@@ -50,9 +53,21 @@ def embedded_data(task: Task, config: Reader) -> dict[str, Any]:
     return {"docstrings": about}
 
 
+def revision() -> str | None:
+    """The git commit of this code, with "-dirty" if files differ from it; None if installed."""
+    if not (CODE / ".git").exists():
+        return None
+    command = ["git", "-C", str(CODE), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def environment() -> dict[str, Any]:
     """Versions and devices."""
     return {
+        "revision": revision(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "jax": jax.__version__,

@@ -381,10 +381,11 @@ def _method(labelled: Sequence[Task], rows: Sequence[Row], notes: Sequence[str])
 def _environment(row: Row) -> str:
     """Machine and main versions; those of the packages that texts came from are in the table."""
     start = "environment."
+    other = (f"{start}docstrings.", f"{start}revision")  # no other machine
     facts = {
         key.removeprefix(start).removeprefix("packages."): value
         for key, value in row.items()
-        if key.startswith(start) and not key.startswith(f"{start}docstrings.")
+        if key.startswith(start) and not key.startswith(other)
     }
     return ", ".join(f"{key} {value}" for key, value in facts.items())
 
@@ -422,6 +423,10 @@ def _provenance(rows: Sequence[Row], command: str) -> list[Block]:
         for text, n in places.items()
         if text
     ]
+    revisions = Counter(r for row in done if (r := row.get("environment.revision")))
+    if revisions:
+        made = ", ".join(f"{name} ({plural(n, 'run')})" for name, n in revisions.items())
+        blocks.append(Text(f"Revision of the code: {made}.", "small"))
     if command:
         blocks += [Text("The command that makes this page:"), Code(command)]
     body = [

@@ -308,6 +308,17 @@ def test_two_environments_are_admitted():
     assert "environments; times" not in make(rows[:-1])[0]
 
 
+def test_revisions_of_the_code_are_named():
+    rows = study_table.table(pair((0.5, 0.6), (0.4, 0.5)))
+    assert "Revision" not in make(rows)[0]  # as of an installed package
+    for row in rows:
+        row["environment.revision"] = "0123abc"
+    rows[-1]["environment.revision"] = "0123abc-dirty"
+    markdown, _ = make(rows)
+    assert f"0123abc ({len(rows) - 1} runs), 0123abc-dirty (1 run)" in markdown
+    assert "environments; times" not in markdown
+
+
 def test_versions_of_documented_packages_are_left_to_the_table():
     rows = study_table.table(pair((0.5, 0.6), (0.4, 0.5)))
     rows[-1] |= {
