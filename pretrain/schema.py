@@ -264,8 +264,9 @@ _RATE = dict(
     end=0.0,  # rate at the end of the budget, or the least one, as a fraction of the peak
 )
 _SHARED = dict(
-    weight_decay=0.01,  # decoupled: times the learning rate
-    decayed="(.*/)?(kernel|embedding)",  # regex for paths of parameters that weight_decay is for
+    weight_decay=0.01,  # decoupled: times the learning rate, and of LAMB times its trust ratio
+    decayed="(.*/)?(kernel|embedding)",  # regex for paths of parameters that decay; LAMB's trust
+    # ratios are of these alone
     layer_decay=1.0,  # learning rate of each layer relative to the one above (ELECTRA: 0.8)
     freeze="",  # regex for paths of parameters that stay as they are; "": none
     clip=1.0,  # global gradient norm; 0: no clipping

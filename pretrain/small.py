@@ -58,17 +58,14 @@ def _feature_encoder(
     if task == "tag":
         options = {"num_features": model.num_features, "window": model.window}
         return encoders.FeatureEncoder(task, label_names, **options)
-    ngrams = NgramFeatures(
-        NgramOptions(
-            num_features=model.num_features,
-            ngrams=(min(model.min_ngrams, model.ngrams), model.ngrams),
-            char_ngrams=(min(model.min_char_ngrams, model.char_ngrams), model.char_ngrams),
-            lowercase=model.lowercase,
-            weighting=model.weighting,
-            sublinear_tf=model.sublinear_tf,
-            smoothing=model.smoothing,
-        )
-    )
+    options = {name: model[name] for name in ("num_features", "lowercase", "weighting")}
+    for name in ("ngrams", "char_ngrams"):  # what is not used is not read either
+        longest = model[name]
+        options[name] = (model[f"min_{name}"] if longest else 0, longest)
+    for name, weighting in (("sublinear_tf", "tfidf"), ("smoothing", "naive_bayes")):
+        if model.weighting == weighting:
+            options[name] = model[name]
+    ngrams = NgramFeatures(NgramOptions(**options))
     classes = labels.class_ids(examples, label_names, "data.train")
     texts = [example["text"] for example in (*examples, *unlabelled)]
     ngrams.fit(texts, classes, len(label_names))

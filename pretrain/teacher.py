@@ -34,10 +34,11 @@ STATES = ("transformer", "mobilebert")  # families whose layers tell their state
 OUTPUTS = ("mlm", "causal", "denoising", "classify", "tag")  # objectives whose outputs are compared
 VECTORS = ("query", "key", "value")
 BY_LAYER = ("hidden", "mean", "variance", "attention", "attention_scores")
-NEEDS = (  # options, and the terms that read them
+NEEDS = (  # options, and what they are of
     dict.fromkeys(("temperature", "top_k", "all_positions", "transfer"), ("logits",))
     | dict.fromkeys(("relation_pairs", "relation_heads", "relation_layer"), ("relations",))
-    | {"standardise": ("hidden",), "layers": BY_LAYER, "progressive": BY_LAYER}
+    | {"transfer_text": ("transfer",), "standardise": ("hidden",)}
+    | {"layers": BY_LAYER, "progressive": BY_LAYER}
     | {"projection": ("cosine", "embeddings", "hidden", "mean", "variance")}
 )
 
@@ -175,9 +176,14 @@ def _terms(config: Reader) -> tuple[Terms, tuple[int, ...], int]:
         found = config.distill[name]
         if found != distillation()[name] and not any(config.distill[term] for term in needed):
             raise UserError(
-                f"{KEY}.{name}: found {found!r}, which nothing reads; expected a weight of "
-                f"{' or '.join(needed)} above 0"
+                f"{KEY}.{name}: found {found!r}, which nothing reads without "
+                f"{' or '.join(needed)}; expected {distillation()[name]!r}, or one of these set"
             )
+    if terms.all_positions and (config.objective.name != "mlm" or config.distill.top_k):
+        raise UserError(
+            f"{KEY}.all_positions: found true, expected it with objective.name mlm alone: other "
+            "outputs are compared at all positions as it is"
+        )
     if terms.progressive and (terms.cosine or terms.embeddings or terms.relations):
         raise UserError(
             f"{KEY}.progressive: found {terms.progressive} with cosine, embeddings or relations, "

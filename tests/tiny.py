@@ -5,6 +5,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 
 from pretrain import optim, schema, sharding
 from pretrain.models.families import language_model
@@ -147,3 +148,18 @@ def value_and_gradient(objective, params, batch):
         return total, (weight, metrics)
 
     return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+def overfit(objective, params, batch, steps: int) -> dict[str, float]:
+    """The mean metrics of one corrupted batch after so many steps of Adam on it."""
+    adam = optax.adam(1e-2)
+
+    def step(carry, _):
+        params, state = carry
+        (_, (_, metrics)), gradient = value_and_gradient(objective, params, batch)
+        updates, state = adam.update(gradient, state)
+        return (optax.apply_updates(params, updates), state), metrics
+
+    with jax.numpy_dtype_promotion("standard"):  # optax's
+        _, metrics = jax.jit(lambda p: jax.lax.scan(step, (p, adam.init(p)), None, steps))(params)
+    return {name: float(value[-1] / weight[-1]) for name, (value, weight) in metrics.items()}

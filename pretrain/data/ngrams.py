@@ -91,8 +91,8 @@ class NgramOptions:
         for name, (low, high) in {"ngrams": self.ngrams, "char_ngrams": self.char_ngrams}.items():
             if not (1 <= low <= high or low == high == 0):
                 raise UserError(
-                    f"config.model.{name}: found lengths from {low} to {high}, expected them from "
-                    "1 on and in order, or no longest one at all"
+                    f"config.model.min_{name}: found lengths from {low} to {high} "
+                    f"({name}), expected them from 1 on and in order, or no longest one at all"
                 )
         if not self.ngrams[1] and not self.char_ngrams[1]:
             raise UserError("config.model.ngrams: found 0 with char_ngrams 0, expected one of them")

@@ -42,6 +42,3 @@ class CausalLM(Language):
 
     def predict(self, params: dict, batch: Batch) -> Metrics:
         return self.metrics(params, batch)
-
-    def train_flops(self, seq_len: int) -> float:
-        return 3.0 * self.model.forward_flops(seq_len, seq_len)

@@ -16,7 +16,7 @@ from pretrain.models.attention import SCORES
 from pretrain.models.transformer import layer_outputs
 from pretrain.objectives.base import Batch, Metrics, Objective
 from pretrain.objectives.labelled import Labelled
-from pretrain.objectives.language import in_chunks
+from pretrain.objectives.language import Language, in_chunks
 
 EXTRA = "distillation"  # top-level name of parameters that only the losses here need
 HIDDEN = float(jnp.finfo(jnp.float32).min)  # a score that the attention mask hides
@@ -129,9 +129,21 @@ class Distilled(Objective):
         return self.student.predict(model_params(params), batch)
 
     def train_flops(self, seq_len: int) -> float:
-        """Of the student's forward and backward pass and the teacher's forward pass."""
-        beside = self.teacher.train_flops(seq_len) / 3 if self.teacher else 0.0
-        return self.student.train_flops(seq_len) + beside
+        """Of the student's forward and backward pass and of the teacher's forward pass.
+
+        Each of a model's logits counts once, whatever is computed again in the backward pass and
+        for another term.
+        """
+        if not isinstance(self.student, Language):  # heads of classes are too small to count
+            beside = self.teacher.train_flops(seq_len) / 3 if self.teacher else 0.0
+            return self.student.train_flops(seq_len) + beside
+        own = compared = self.student.num_predicted(seq_len)
+        if not self.terms.logits:
+            own, compared = own if self.terms.task else 0, 0
+        elif self.terms.all_positions:
+            own = compared = seq_len
+        total = 3.0 * _forward_flops(self.student, seq_len, own)
+        return total + (_forward_flops(self.teacher, seq_len, compared) if self.teacher else 0.0)
 
     def forward(self, params: dict, batch: Batch, **kwargs: Any) -> tuple[Any, dict]:
         """The student's output, and what its trunk tells of its states."""
@@ -146,10 +158,14 @@ class Distilled(Objective):
         output, states = output
         # Rows without a gold label count in what the teacher says of them alone.
         gold = {"weights": batch["weights"] * batch["gold"]} if "gold" in batch else {}
-        metrics = self.student.score(own, output, batch | gold)
-        task = self.student.combined(metrics, batch)
         rows = self.student.row_weights(output, batch)
         total = rows.sum()
+        loss, metrics = jnp.zeros(()), {}
+        if terms.task:
+            metrics = self.student.score(own, output, batch | gold)
+            task = self.student.combined(metrics, batch)
+            loss = terms.task * self._in_stage("task") * task
+            metrics["task_loss"] = (task, self.student.row_weights(output, batch | gold).sum())
         found: dict[str, jax.Array] = {}
         theirs = None
         if self.teacher is not None:
@@ -161,10 +177,9 @@ class Distilled(Objective):
             project = self._projection(params)
             per_row = self._states(states, their_states, real, project)
             found |= {name: (rows * value).sum() for name, value in per_row.items()}
-        loss = terms.task * self._in_stage("task") * task
         for name, value in found.items():
             loss += getattr(terms, name) * self._in_stage(name) * value
-        metrics |= {"loss": (loss, total), "task_loss": (task, total)}
+        metrics["loss"] = (loss, total)
         return metrics | {f"distill/{name}": (value, total) for name, value in found.items()}
 
     def row_weights(self, output: tuple[Any, dict], batch: Batch) -> jax.Array:
@@ -327,6 +342,13 @@ class Distilled(Objective):
         return total
 
 
+def _forward_flops(objective: Language, seq_len: int, predicted: int) -> float:
+    """Of a row of which so many positions get logits."""
+    model = objective.model
+    head = predicted * model.lm_head.forward_flops() if predicted else 0.0
+    return model.trunk.forward_flops(seq_len) + head
+
+
 def model_params(params: dict) -> dict:
     """Those of the model itself."""
     return {name: value for name, value in params.items() if name != EXTRA}
@@ -361,14 +383,17 @@ def top_divergence(
       ids: ``[..., k]``, the pieces that they are of.
       student: logits ``[..., V]``.
     """
-    ours = jnp.take_along_axis(nn.log_softmax(student / temperature), ids, axis=-1)
-
-    def rest(x):
-        return jnp.log(jnp.maximum(1.0 - jnp.exp(x).sum(-1), 1e-9))
-
+    student = student / temperature
+    whole = nn.logsumexp(student, axis=-1)
+    ours = jnp.take_along_axis(student, ids, axis=-1) - whole[..., None]
     known = (jnp.exp(log_probs) * (log_probs - ours)).sum(-1)
-    other = jnp.exp(rest(log_probs)) * (rest(log_probs) - rest(ours))
-    return temperature**2 * (known + other)
+    # Of the student's other logits: one less the sum of the known would be all rounding.
+    others = jnp.put_along_axis(student, ids, HIDDEN, axis=-1, inplace=False)
+    left = 1.0 - jnp.exp(log_probs).sum(-1)
+    enough = left > 1e-6  # else rounding too
+    left = jnp.where(enough, left, 1.0)
+    other = left * (jnp.log(left) + whole - nn.logsumexp(others, axis=-1))
+    return temperature**2 * (known + jnp.where(enough, other, 0.0))
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -46,6 +46,13 @@ class Language(Objective):
         """
         return hidden, weigh((batch["segment_ids"] > 0).astype(jnp.float32), batch)
 
+    def num_predicted(self, seq_len: int) -> int:
+        """Positions of a row that get logits."""
+        return seq_len
+
+    def train_flops(self, seq_len: int) -> float:
+        return 3.0 * self.model.forward_flops(seq_len, self.num_predicted(seq_len))
+
     def score_tokens(
         self,
         params: dict,

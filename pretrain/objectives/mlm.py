@@ -195,5 +195,5 @@ class MaskedLM(Language):
         same_for_all = dataclasses.replace(self, **self.held_out)
         return self.metrics(params, same_for_all._mask(batch, EVAL_MASK_RATE, keys))
 
-    def train_flops(self, seq_len: int) -> float:
-        return 3.0 * self.model.forward_flops(seq_len, num_masked(seq_len, self.mask_rate))
+    def num_predicted(self, seq_len: int) -> int:
+        return num_masked(seq_len, self.mask_rate)

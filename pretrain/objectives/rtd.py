@@ -11,7 +11,7 @@ import optax
 from pretrain.models.heads import Discriminator, LanguageModel
 from pretrain.objectives.base import Batch, Metrics
 from pretrain.objectives.language import weigh
-from pretrain.objectives.mlm import MaskedLM, num_masked
+from pretrain.objectives.mlm import MaskedLM
 
 # Parts of a trunk that generator and discriminator share: those of the discriminator serve both.
 EMBEDDINGS = ("word", "position", "type", "embedding_norm")
@@ -147,5 +147,5 @@ class ReplacedTokenDetection(MaskedLM):
     def train_flops(self, seq_len: int) -> float:
         forward = self.model.forward_flops(seq_len)
         if self.generator is not None:
-            forward += self.generator.forward_flops(seq_len, num_masked(seq_len, self.mask_rate))
+            forward += self.generator.forward_flops(seq_len, self.num_predicted(seq_len))
         return 3.0 * forward

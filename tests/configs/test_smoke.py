@@ -1,4 +1,4 @@
-"""`configs/smoke.py` on a still smaller model: the losses that no other test's run sees fall."""
+"""`configs/smoke.py` on a still smaller model: the loss of two of its objectives falls."""
 
 import pytest
 

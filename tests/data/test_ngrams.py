@@ -151,9 +151,9 @@ def test_hashed_ids_spread_evenly():
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"ngrams": (0, 1)}, r"model\.ngrams: found lengths from 0 to 1"),
-        ({"ngrams": (2, 1)}, r"model\.ngrams: found lengths from 2 to 1"),
-        ({"char_ngrams": (3, 2)}, r"model\.char_ngrams: found lengths from 3 to 2"),
+        ({"ngrams": (0, 1)}, r"model\.min_ngrams: found lengths from 0 to 1"),
+        ({"ngrams": (2, 1)}, r"model\.min_ngrams: found lengths from 2 to 1"),
+        ({"char_ngrams": (3, 2)}, r"model\.min_char_ngrams: found lengths from 3 to 2"),
         ({"ngrams": (0, 0)}, r"model\.ngrams: found 0 with char_ngrams 0"),
         ({"weighting": "idf"}, r"model\.weighting: found 'idf', expected one of tfidf"),
     ],

@@ -15,6 +15,7 @@ from pretrain.models.attention import SCORES
 from pretrain.models.transformer import layer_outputs
 from pretrain.objectives import distill
 from pretrain.objectives.distill import EXTRA, Distilled, Terms
+from pretrain.objectives.mlm import MaskedLM
 from tests import tiny
 from tests.objectives import test_denoising
 
@@ -88,16 +89,34 @@ def test_likeliest_pieces_and_the_rest_are_a_coarser_distribution():
         np.testing.assert_array_less(found, whole + 1e-5)
 
 
+def test_the_rest_of_a_confident_student_is_not_rounded():
+    theirs, ours = np.array([6.0, 0.0, 0.0, -1.0]), np.array([16.0, 0.5, 1.0, 0.0])
+    log_probs, ids = jax.lax.top_k(nn.log_softmax(jnp.asarray(theirs, jnp.float32)), 1)
+    two = lambda x: [special.softmax(x)[0], special.softmax(x)[1:].sum()]  # noqa: E731
+
+    def found(x):
+        return distill.top_divergence(log_probs, ids, x, 1.0)
+
+    student = jnp.asarray(ours, jnp.float32)
+    np.testing.assert_allclose(found(student), stats.entropy(two(theirs), two(ours)), rtol=1e-4)
+    slope = jax.grad(lambda x: found(student.at[0].set(x)))(16.0)  # p(student) - p(teacher)
+    np.testing.assert_allclose(slope, two(ours)[0] - two(theirs)[0], rtol=1e-4)
+
+
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher, corrupted):
     objective, params = teacher
     weights = dict.fromkeys(NAMES, 1.0)
     student = distilled(objective, objective, task=0.0, all_positions=True, **weights)
     total, weight, metrics = loss(student, params, params, corrupted)
-    assert abs(total / weight) < 1e-5 and "task_loss" in metrics
+    assert abs(total / weight) < 1e-5
     for name in NAMES:
         assert abs(metrics[f"distill/{name}"][0] / weight) < 1e-5, name
+    assert "accuracy" not in metrics and "task_loss" not in metrics  # of a head that never learns
     plain = jax.jit(objective.loss)(params, corrupted, KEY)
+    with_task = distilled(objective, objective, task=2.0, logits=1.0)
+    total, _, metrics = loss(with_task, params, params, corrupted)
     np.testing.assert_allclose(metrics["task_loss"], plain[2]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(total, 2.0 * plain[0], rtol=1e-5)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -306,6 +325,28 @@ def test_class_probabilities_and_rows_without_a_label():
 def test_flops_count_the_teachers_forward_pass():
     alone, beside = tiny.mlm(), tiny.mlm(num_layers=4)
     student = distilled(alone, beside, layers=(1, 3), hidden=1.0)
-    assert student.train_flops(32) == alone.train_flops(32) + beside.train_flops(32) / 3
-    cached = dataclasses.replace(student, teacher=None)
+    trunk = beside.model.trunk.forward_flops(32)
+    assert student.train_flops(32) == alone.train_flops(32) + trunk
+    with_logits = distilled(alone, beside, logits=1.0)
+    assert with_logits.train_flops(32) == alone.train_flops(32) + beside.train_flops(32) / 3
+    cached = dataclasses.replace(with_logits, teacher=None)
     assert cached.train_flops(32) == alone.train_flops(32)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [dict(hidden=1.0), dict(logits=1.0), dict(logits=1.0, all_positions=True)],
+    ids=["no logits", "logits", "all"],
+)
+def test_flops_equal_the_compilers_count(weights):
+    """Of the gradient of unrolled models whose matrices outweigh everything else."""
+    shape = dict(num_layers=1, hidden_size=128, ffn_size=512, vocab_size=2048, num_heads=1)
+    objective = MaskedLM(tiny.lm(**shape), 4, tiny.SPECIAL, 2048, 0.15, 0.8, 0.1)
+    student = dataclasses.replace(
+        distilled(objective, objective, layers=(0,), task=0.0, **weights), chunk_size=128
+    )
+    batch = jax.eval_shape(objective.corrupt, tiny.lm_batch(2, 128), KEY)
+    params = nn.unbox(jax.eval_shape(objective.init, KEY))["params"]
+    gradient = jax.jit(jax.grad(lambda p, t, b: student.bind(t, 0.0).loss(p, b, KEY)[0]))
+    counted = gradient.lower(params, params, batch).compile().cost_analysis()["flops"]
+    assert counted == pytest.approx(2 * student.train_flops(128), rel=0.08)

@@ -164,3 +164,9 @@ def test_families_without_token_types_or_pooler_learn_pairs():
         batch = jax.eval_shape(made.corrupt, pair_batch(), KEY)
         loss, weight, _ = jax.eval_shape(made.loss, found, batch, KEY)
         assert loss.shape == weight.shape == () and loss.dtype == jnp.float32
+
+
+def test_both_questions_are_learned():
+    found = tiny.overfit(OBJECTIVE, params(), corrupted(), 100)
+    assert found["pair_loss"] < 0.1 and found["pair_accuracy"] == 1.0  # .693 by chance
+    assert found["loss"] < 1.0
