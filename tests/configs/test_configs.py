@@ -130,10 +130,17 @@ def test_every_key_is_read(name, arg, small_data, unread, monkeypatch):
     """Also those at their default."""
     monkeypatch.setattr(configs, "defaults", lambda _: {})
     config = small(name, arg, small_data)
-    useless = [keys for key, keys in USELESS.items() if not config.objective.get(key, True)]
-    assert set(unread(config)) == {
-        f"config.objective.{key} is set but nothing reads it" for key in set().union(*useless)
+    useless = {
+        f"objective.{key}"
+        for name, keys in USELESS.items()
+        if not config.objective.get(name, True)
+        for key in keys
     }
+    if "weighting" in config.model:
+        model, weightings = config.model, {"sublinear_tf": "tfidf", "smoothing": "naive_bayes"}
+        useless |= {f"model.min_{key}" for key in ("ngrams", "char_ngrams") if not model[key]}
+        useless |= {f"model.{key}" for key, of in weightings.items() if model.weighting != of}
+    assert set(unread(config)) == {f"config.{key} is set but nothing reads it" for key in useless}
 
 
 def test_keys_that_others_make_useless_are_told(small_data, unread):
