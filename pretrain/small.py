@@ -24,7 +24,7 @@ def make_encoder(
     config: Reader,
     splits: dict[str, list[dict]],
     label_names: Sequence[str],
-    unlabelled: Sequence[dict] = (),
+    unlabelled: Sequence[dict],
 ) -> encoders.FeatureEncoder | WordEncoder:
     """The encoder of a run, fitted on its training split and the texts that a teacher labels."""
     if config.model.name == "linear":

@@ -35,7 +35,7 @@ OUTPUTS = ("mlm", "causal", "denoising", "classify", "tag")  # objectives whose 
 VECTORS = ("query", "key", "value")
 BY_LAYER = ("hidden", "mean", "variance", "attention", "attention_scores")
 NEEDS = (  # options, and what they are of
-    dict.fromkeys(("temperature", "top_k", "all_positions", "transfer"), ("logits",))
+    dict.fromkeys(("temperature", "top_k", "all_positions"), ("logits",))
     | dict.fromkeys(("relation_pairs", "relation_heads", "relation_layer"), ("relations",))
     | {"transfer_text": ("transfer",), "standardise": ("hidden",)}
     | {"layers": BY_LAYER, "progressive": BY_LAYER}

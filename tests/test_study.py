@@ -364,8 +364,7 @@ def test_quickstart_pairs_every_encoder_with_itself_from_scratch(variant, sizes)
 
 def test_imdb_trains_twins_alike():
     """On each number of labels: as long whatever a network starts from, and on the same sample."""
-    arguments = "study", "rates"
-    for argument in arguments:
+    for argument in ("study", "rates"):
         runs = study.parse_runs(
             config.load(str(small_runs.ROOT / "configs/imdb.py"), argument).runs
         )

@@ -265,9 +265,13 @@ def test_recipes_have_all_that_they_need(arg, small_run, small_data):
         changes |= {"model.bottleneck_size": 8, "model.embedding_size": 8}
     elif recipe == "minilm":
         changes["model.hidden_size"] = 8
+    elif recipe.startswith("tinybert-"):  # with the texts of the augmentation
+        changes["distill.transfer"] = str(small_data / "corpus.txt")
     config = inherit.resolve(configs.load(path, full, changes))
     task, taught = attached(config)
-    batch = jax.tree.map(jnp.asarray, task.splits["train"].dataset[np.arange(4)])
+    split = task.splits["train"]
+    assert ("transfer" in split.about) == bool(config.distill.transfer)
+    batch = jax.tree.map(jnp.asarray, split.dataset[np.arange(4)])
     batch |= {"weights": jnp.ones(4)} if labelled else {}
 
     def loss(key):

@@ -343,10 +343,11 @@ class Distilled(Objective):
 
 
 def _forward_flops(objective: Language, seq_len: int, predicted: int) -> float:
-    """Of a row of which so many positions get logits."""
+    """Of a row of which so many positions get logits; where none do there may be no head."""
     model = objective.model
-    head = predicted * model.lm_head.forward_flops() if predicted else 0.0
-    return model.trunk.forward_flops(seq_len) + head
+    if not predicted:
+        return model.trunk.forward_flops(seq_len)
+    return model.forward_flops(seq_len, predicted)
 
 
 def model_params(params: dict) -> dict:
