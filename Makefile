@@ -8,7 +8,7 @@ quickstart: .venv/installed
 	$(BIN)/python -m pretrain.study --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import bert
 from pretrain import config as configs
+from pretrain.errors import UserError
 
 NETWORKS = {"mlm": "encoder", "rtd": "encoder", "causal": "decoder", "spans": "t5"}
 ALL = 0  # labels there are
@@ -44,19 +45,21 @@ KINDS = (*NETWORKS, *dict.fromkeys(NETWORKS.values()))
 
 
 def get_config(arg=None):
-    arg = configs.parse_arg(arg, variant="study", size="tiny", data="data/imdb")
+    arg = configs.parse_arg(arg, variant="study", size="", data="data/imdb")
     if arg.variant in PLANS:
+        if arg.size:
+            raise UserError(f"config argument 'size': found it with {arg.variant!r}, expected none")
         return PLANS[arg.variant](arg.data)
     configs.variant(dict.fromkeys((*PLANS, *KINDS)), arg.variant)
-    pretraining = arg.variant in NETWORKS
+    size, pretraining = arg.size or "tiny", arg.variant in NETWORKS
     network = NETWORKS.get(arg.variant, arg.variant)
     config = configs.base(
         model="encoder_decoder" if network == "t5" else "transformer",
         objective=arg.variant if pretraining else "classify",
         optimizer="adafactor" if network == "t5" else "adamw",
     )
-    rate = RELATIVE_LR if network == "t5" else configs.variant(LR, arg.size)
-    set_network(config.model, network, arg.size)
+    rate = RELATIVE_LR if network == "t5" else configs.variant(LR, size)
+    set_network(config.model, network, size)
     config.data.update(sources(arg.data, RAW if pretraining else LABELLED))
     config.tokenizer.source = f"{arg.data}/{UNLABELLED}"
     config.tokenizer.type, config.tokenizer.vocab_size = "bpe", PIECES
@@ -131,11 +134,12 @@ def study(data):
                 "networks, 500 labels, one seed and 1,000 further training reviews. Lengths were "
                 "fixed beforehand; no step is chosen on validation data. T5's networks learn with "
                 "Adafactor, all others with AdamW.",
-                "For want of time the mini networks have 3 seeds and at most 500 labels, with one "
-                "seed 2,500, and all labels are for one seed of the tiny ones.",
                 "Students are as large as the tiny encoder and start from its masked language "
                 "model; their teacher is the mini one with the same labels, which also labels "
-                "2,500 reviews that have none. They take as many updates as without a teacher.",
+                "2,500 reviews that have none. They take as many updates as without a teacher, "
+                "mostly of the unlabelled reviews: with 100 labels they see a labelled window 0.2 "
+                "times rather than 5, with 500 half a time rather than 3. So the comparison is of "
+                "a teacher's answers to many reviews with gold labels of few, not of both on few.",
                 "The machine was shared with other work: compare costs by FLOPs rather than times.",
             ),
             runs=tuple(runs),

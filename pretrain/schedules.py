@@ -72,6 +72,16 @@ def create(options: Mapping[str, Any], units: Units, whole: Budget) -> Callable[
     name, shape = options["schedule"], options["decay_shape"]
     _check("schedule", name, SCHEDULES)
     _check("decay_shape", shape, tuple(FALLS))
+    if name != "wsd" and shape != "linear":
+        raise UserError(
+            f"config.optimizer.decay_shape: found {shape!r} with schedule {name!r}, expected "
+            "'linear': other shapes are for 'wsd'"
+        )
+    if name == "constant" and options["end"]:
+        raise UserError(
+            f"config.optimizer.end: found {options['end']} with schedule 'constant', expected 0.0: "
+            "it does not fall"
+        )
     spans = {
         key: units.span(options[key], f"optimizer.{key}", whole) if options[key] else None
         for key in ("warmup", "decay")

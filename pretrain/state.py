@@ -220,11 +220,14 @@ def train_step(
         value=(loss_sum + penalty) * scale,
         value_fn=mean_loss,
     )
+    params = whole(trained)
+    if (moving := objective.moving(state.params)) is not None:
+        params = jax.tree.map(jnp.where, moving, params, state.params)
     norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
     one = jnp.ones(())
     metrics |= {name: (value, one) for name, value in scalars.items()}
     metrics |= {"grad_norm": (norm, one), "tokens": (tokens, one)}
-    state = state.replace(step=state.step + 1, params=whole(trained), opt_state=opt_state)
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
     if objective.carries_memory:
         state = state.replace(memory=memory[0])
     if optimizer.ema:

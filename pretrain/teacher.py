@@ -79,10 +79,8 @@ class Teacher:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of what tells this finished run from others, on this machine."""
-        file = self.workdir / tasks.RESULT
-        content = [str(file.resolve()), file.read_text(), file.stat().st_mtime_ns]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        """SHA-256 (hex) of its result, the times of which no other run shares."""
+        return hashlib.sha256((self.workdir / tasks.RESULT).read_bytes()).hexdigest()
 
 
 def open_teacher(workdir: str) -> Teacher:
@@ -343,7 +341,7 @@ def _with_transfer(task: tasks.Task, config: Reader) -> tasks.Split:
     examples = [*train.examples, *texts]
     columns = task.encoder.encode(examples, "data.train")
     gold = columns["example"] < len(train.examples)
-    about = train.about | {"transfer": source.name, "examples": len(examples)}
+    about = train.about | {"transfer": source.name, "transfer_examples": len(texts)}
     digest = hashlib.sha256((about["fingerprint"] + source.fingerprint()).encode()).hexdigest()
     dataset = Columns(columns | {"gold": gold.astype(np.float32)})
     return tasks.Split(dataset, about | {"fingerprint": digest}, examples)

@@ -322,6 +322,13 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                 last.wait()
                 raise Interrupted(f"SIGTERM: saved at step {step}; the same command goes on")
 
+        tolerance = getattr(optimizer, "tolerance", 0.0)
+        if tolerance and not counters.converged:
+            logger.warning(
+                "config.train.budget: over before the gradient fell to config.optimizer.tolerance "
+                "(%g); the loss has a lower minimum",
+                tolerance,
+            )
         # What the run stands for: the best step by validation, else the last.
         params, chosen = train_state.scored, step
         if counters.best_step not in (0, step):

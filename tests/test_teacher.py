@@ -119,7 +119,8 @@ def test_texts_without_labels_are_labelled_by_the_teacher(name, arg, small_run, 
     split = task.splits["train"]
     columns = split.dataset[np.arange(len(split.dataset))]
     further = columns["gold"] == 0
-    assert further.sum() == 3 and split.about["examples"] == 63
+    assert further.sum() == 3 and split.about["transfer_examples"] == 3
+    assert split.about["examples"] == 60, "labelled ones: its place in a comparison"
     assert np.isfinite(columns["teacher_log_probs"]).all()
     rows = columns["features" if name == "linear" else "tokens"][further].reshape(3, -1)
     assert len(np.unique(rows, axis=0)) == 3  # nothing would be left of unknown words

@@ -214,7 +214,7 @@ def dense(columns, num_features):
     return lanes[real], columns["labels"][real]
 
 
-def test_logistic_regression_is_scikit_learns(small_data, tmp_path):
+def test_logistic_regression_is_scikit_learns(small_data, tmp_path, caplog):
     """The same features and C: the same coefficients, and the same accuracy."""
     config = small_runs.config("linear", small_data, "lr", objective__C=3.0)
     result = train.train(config, tmp_path)
@@ -237,6 +237,10 @@ def test_logistic_regression_is_scikit_learns(small_data, tmp_path):
     assert evaluations == pytest.approx(round(evaluations), rel=1e-6)
     assert 2 * result["train"]["steps"] - 1 <= evaluations < 4 * result["train"]["steps"]
     assert result["latency_ms"]["p50"] > 0 and result["latency_ms"]["repeats"] == 5
+    assert "config.optimizer.tolerance" not in caplog.text
+    config.train.budget = "2 steps"
+    train.train(config, tmp_path / "short")
+    assert "config.optimizer.tolerance (0.0001)" in caplog.text
 
 
 BAD = {

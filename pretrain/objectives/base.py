@@ -43,6 +43,15 @@ class Objective(abc.ABC):
         del teacher, progress
         return self
 
+    def moving(self, params: dict) -> dict | None:
+        """Which elements an update may change: trees of what broadcasts to them; None: all.
+
+        What it may not change stays whatever the optimizer says: weight decay and momentum move
+        parameters without a gradient too.
+        """
+        del params
+        return None
+
     def corrupt(self, batch: Batch, key: jax.Array) -> Batch:
         """Draws what the loss needs at random (masks); the identity for most objectives."""
         del key

@@ -122,6 +122,24 @@ class Distilled(Objective):
     def corrupt(self, batch: Batch, key: jax.Array) -> Batch:
         return self.student.corrupt(batch, key)
 
+    def moving(self, params: dict) -> dict | None:
+        """In the first stage of progressive transfer one layer alone; embeddings with the first."""
+        if not self.terms.progressive:
+            return None
+        late, stage = self.progress >= self.terms.progressive, self._stage()
+
+        def moves(path, x):
+            names = [entry.key for entry in path]
+            if names[:2] == ["trunk", "layers"]:
+                here = jnp.arange(len(x)) == stage
+            elif names[0] == EXTRA:  # one matrix for all, or the embeddings' and each layer's
+                here = (jnp.arange(len(x)) == stage + 1) | (len(x) == 1)
+            else:  # embeddings go with the first layer, what reads the last one waits
+                here = (stage == 0) & (names[0] == "trunk") & (names[1] != "final_norm")
+            return (late | here).reshape(-1, *[1] * (x.ndim - 1))
+
+        return jax.tree_util.tree_map_with_path(moves, params)
+
     def penalty(self, params: dict) -> jax.Array | float:
         return self.student.penalty(model_params(params))
 
@@ -149,7 +167,10 @@ class Distilled(Objective):
         """The student's output, and what its trunk tells of its states."""
         if not self.terms.of_states:
             return self.student.forward(model_params(params), batch, **kwargs), {}
-        own = self._with_lower_layers_frozen(model_params(params))
+        own = model_params(params)
+        if (moving := self.moving(own)) is not None:
+            held = jax.lax.stop_gradient(own)
+            own = jax.tree.map(jnp.where, moving, own, held)
         return _told(self.student, own, batch, self.terms, **kwargs)
 
     def score(self, params: dict, output: tuple[Any, dict], batch: Batch) -> Metrics:
@@ -203,23 +224,6 @@ class Distilled(Objective):
         if not self.terms.progressive:
             return jnp.ones(len(self.layers))
         return (index == self._stage()).astype(jnp.float32)
-
-    def _with_lower_layers_frozen(self, params: dict) -> dict:
-        """No gradient into what lies below the layer that progressive transfer has come to."""
-        if not self.terms.progressive:
-            return params
-        early, stage = self.progress < self.terms.progressive, self._stage()
-
-        def freeze(path, x):
-            names = [entry.key for entry in path]
-            if names[:2] == ["trunk", "layers"]:
-                below = jnp.arange(x.shape[0]) < stage
-                below = below.reshape(-1, *[1] * (x.ndim - 1))
-            else:
-                below = (stage > 0).reshape([1] * x.ndim)
-            return jnp.where(early & below, jax.lax.stop_gradient(x), x)
-
-        return jax.tree_util.tree_map_with_path(freeze, params)
 
     def _divergence(self, own: dict, output: Any, theirs: Any, batch: Batch) -> jax.Array:
         """The sum of the divergences of the outputs, weighted as the student's own loss."""

@@ -11,11 +11,13 @@ import pytest
 from scipy import special, stats
 
 from pretrain import config as configs
+from pretrain import optim, schema, state
 from pretrain.models.attention import SCORES
 from pretrain.models.transformer import layer_outputs
 from pretrain.objectives import distill
 from pretrain.objectives.distill import EXTRA, Distilled, Terms
 from pretrain.objectives.mlm import MaskedLM
+from pretrain.trees import flatten
 from tests import tiny
 from tests.objectives import test_denoising
 
@@ -223,6 +225,44 @@ def test_no_gradient_reaches_the_teacher_and_sums_do_not_depend_on_the_cut(teach
     np.testing.assert_allclose(sum(halves), whole, rtol=1e-5)
 
 
+def test_each_layer_has_its_projection_before_states_are_standardised(teacher, corrupted):
+    objective, taught = teacher
+    weights = dict(hidden=1.0, embeddings=1.0, cosine=1.0)
+    student = distilled(
+        tiny.mlm(hidden_size=8), objective, projection="layer", standardise=True, **weights
+    )
+    params = init(student)
+    metrics = loss(student, taught, params, corrupted)[2]
+    own = {name: x for name, x in params.items() if name != EXTRA}
+    told = (states_of(student.student, own, corrupted), states_of(objective, taught, corrupted))
+    hidden, other = (np.asarray(layer_outputs(x["intermediates"]), np.float64) for x in told)
+    first, their_first = (np.asarray(x["intermediates"]["embedded"][0]) for x in told)
+    matrices = jax.device_get(params[EXTRA]["projection"])
+
+    def project(x, layer):
+        return x @ matrices["kernel"][layer] + matrices["bias"][layer]
+
+    def normal(x):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+    batch = jax.device_get(corrupted)
+    real = batch["segment_ids"] > 0
+    average = batch["masked_weights"].sum(-1)[:, None] * real / real.sum(-1, keepdims=True)
+    last = project(hidden[1], 2)
+    norms = np.linalg.norm(last, axis=-1) * np.linalg.norm(other[1], axis=-1)
+    want = {
+        "hidden": sum(
+            np.square(normal(project(hidden[n], n + 1)) - normal(other[n])).mean(-1)
+            for n in range(2)
+        ),
+        "embeddings": np.square(project(first, 0) - their_first).mean(-1),
+        "cosine": 1 - (last * other[1]).sum(-1) / norms,
+    }
+    for name, values in want.items():
+        found = metrics[f"distill/{name}"][0]
+        np.testing.assert_allclose(found, (values * average).sum(), rtol=1e-3, err_msg=name)
+
+
 def test_the_teacher_has_no_dropout(teacher, corrupted):
     objective, taught = teacher
     params, noisy = init(objective), tiny.mlm(dropout=0.5, attention_dropout=0.5)
@@ -299,6 +339,33 @@ def test_progressive_transfer_learns_one_layer_after_the_other(
     want = outputs if progress > 0.5 else metrics["distill/hidden"][0]
     np.testing.assert_allclose(metrics["loss"][0], want, rtol=1e-5)
     assert weight > 0
+
+
+@pytest.mark.parametrize("progress, layers", [(0.1, {0}), (0.3, {1}), (0.7, {0, 1})])
+def test_progressive_transfer_changes_one_layer_alone(progress, layers, teacher, corrupted):
+    """LAMB's trust ratio makes full steps of weight decay and of what momentum is left."""
+    objective, taught = teacher
+    options = dict(hidden=1.0, logits=0.5, task=0.5, progressive=0.5, projection="layer")
+    student = distilled(objective, objective, **options)
+    lamb = optim.create("lamb", **schema.OPTIMIZERS["lamb"])
+    before = state.init(student, lamb, KEY)
+    # As if all had been moved by earlier steps.
+    before = nn.unbox(before).replace(params=init(student))
+    before = before.replace(opt_state=jax.tree.map(jnp.ones_like, before.opt_state))
+    step = jax.jit(functools.partial(state.train_step, student, lamb, 1))
+    with jax.numpy_dtype_promotion("standard"):  # optax's
+        after, _ = step(before, corrupted, KEY, jnp.float32(progress), jnp.float32(1e-3), taught)
+    changed = jax.tree.map(lambda x, y: x != y, before.params, after.params)
+    late = len(layers) == 2
+    for path, found in flatten(changed).items():
+        if path.startswith("trunk/layers"):
+            assert {n for n in range(2) if found[n].any()} == layers, path
+        elif path.startswith(EXTRA):
+            assert {n - 1 for n in range(3) if found[n].any()} == layers | ({-1} if late else set())
+        elif path.startswith("trunk/final_norm") or not path.startswith("trunk"):
+            assert found.any() == late, path
+        else:
+            assert found.any() == (0 in layers), path
 
 
 def test_class_probabilities_and_rows_without_a_label():
