@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import pathlib
+import tempfile
 from typing import Any
 
 import flax.linen as nn
@@ -412,7 +413,7 @@ def _top_log_probs(split: tasks.Split, teacher: Teacher, config: Reader, mesh: M
     """The rows of ``split`` with the ``top_k`` likeliest next pieces ``[n, S, k]`` and their
     log-probabilities, softened by ``temperature``."""
     rows, k, temperature = split.dataset, config.distill.top_k, config.distill.temperature
-    size = config.evals.batch_size
+    size, cache = config.evals.batch_size, tasks.cache_dir(config)
     sharding.check_batch("evals.batch_size", size, mesh)
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -421,11 +422,15 @@ def _top_log_probs(split: tasks.Split, teacher: Teacher, config: Reader, mesh: M
         logits = teacher.objective.model.apply({"params": params}, hidden, method="logits")
         return jax.lax.top_k(nn.log_softmax(logits / temperature), k)
 
+    def empty(dtype):  # on disk: memory may be too small
+        with tempfile.TemporaryFile(dir=cache) as file:
+            return np.memmap(file, dtype, "w+", shape=(len(rows), config.train.seq_len, k))
+
     def make():
         logger.info("%s.teacher: reading %d rows", KEY, len(rows))
         params = teacher.params(mesh)
-        shape = (len(rows), config.train.seq_len, k)
-        log_probs, ids = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+        cache.mkdir(parents=True, exist_ok=True)
+        log_probs, ids = empty(np.float32), empty(np.int32)
         for start in range(0, len(rows), size):
             indices = start + sharding.local_rows(mesh, size)
             batch = sharding.to_global(rows[np.minimum(indices, len(rows) - 1)], mesh)
@@ -435,5 +440,5 @@ def _top_log_probs(split: tasks.Split, teacher: Teacher, config: Reader, mesh: M
         return {"ids": ids, "log_probs": log_probs}
 
     content = [teacher.fingerprint, rows.path.name, k, temperature]
-    arrays = _cached(tasks.cache_dir(config), content, make)
+    arrays = _cached(cache, content, make)
     return WithTop(rows, arrays["ids"], arrays["log_probs"])
