@@ -366,7 +366,7 @@ def test_imdb_trains_twins_alike():
     """On each number of labels: as long whatever a network starts from, and on the same sample."""
     for argument in ("study", "rates"):
         runs = study.parse_runs(
-            config.load(str(small_runs.ROOT / "configs/imdb.py"), argument).runs
+            config.load(str(small_runs.ROOT / "configs/imdb_study.py"), argument).runs
         )
         groups = {}
         for run in runs:

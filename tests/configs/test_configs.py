@@ -75,8 +75,7 @@ SHIPPED = [  # every config that trains one model, with arguments that take each
 
 def test_all_configs_are_tested():
     """But for distillation, which needs a teacher: see tests/test_teacher.py."""
-    by_themselves = {"imdb"}  # studies whose runs have configs of their own
-    assert {name for name, _ in SHIPPED} == MODULES.keys() - (STUDIES - by_themselves) - {"distill"}
+    assert {name for name, _ in SHIPPED} == MODULES.keys() - STUDIES - {"distill"}
     smoke = {
         configs.flatten(load("smoke", x))["objective.name"] for x in MODULES["smoke"].OBJECTIVES
     }
