@@ -19,13 +19,14 @@ SEEDS = {  # by the number of labels
     "tiny": {20: 5, 100: 5, 500: 5, 2500: 5, ALL: 1},
     "mini": {100: 3, 500: 3},
 }
-AT_ALL = ("mlm", "causal", "scratch-encoder", "scratch-decoder")
 # Of 16 windows, 3.4 of which are a review: 14, 5, 3, 2 epochs and one of all reviews.
 STEPS = {20: 60, 100: 100, 500: 320, 2500: 1070, ALL: 5200}
-LONG = 20_000  # steps of the one long pretraining, of the tiny encoder; others: 2,500
+LONG = 20_000  # steps of "mlm-long", of the tiny encoder alone; of all others: 2,500
+STARTS = NETWORKS | {"mlm-long": "encoder"}
 TRIED = (0.25, 0.75)  # rates of fine-tuning, as parts of that of pretraining
-BEST = {"mlm": 0.75, "rtd": 0.75, "causal": 0.25, "spans": 0.75}
+BEST = {"mlm": 0.75, "mlm-long": 0.75, "rtd": 0.75, "causal": 0.25, "spans": 0.75}
 BEST |= {"scratch-encoder": 0.75, "scratch-decoder": 0.75, "scratch-t5": 0.75}
+AT_ALL = ("mlm", "mlm-long", "causal", "scratch-encoder", "scratch-decoder")
 SEARCH = dict(train="train.jsonl.gz[:94%]", test="train.jsonl.gz[94%:98%]")
 TASK = "Classification: IMDB sentiment"
 
@@ -37,16 +38,15 @@ def get_config(arg=None):
 
 def study(data):
     """Every run, what teaches before what is taught."""
-    overrides = {"train.budget": f"{LONG} steps"}
-    runs = [run("tiny-mlm-long", "mlm", data, overrides=overrides)]
+    runs = []
     for size in SEEDS:
         runs += pretrained(data, size)
         for labels, seeds in SEEDS[size].items():
             for seed in range(seeds):
-                starts = BEST if labels else AT_ALL
-                runs += [labelled(data, size, start, labels, seed) for start in starts]
+                for start in BEST if labels else AT_ALL:
+                    if size == "tiny" or start != "mlm-long":
+                        runs.append(labelled(data, size, start, labels, seed))
                 if size == "tiny":
-                    runs.append(longer(data, labels, seed))
                     runs += [linear(data, name, labels, seed) for name in ("lr", "nbsvm")]
                 else:
                     runs.append(student(data, labels, seed))
@@ -110,12 +110,16 @@ def run(name, arg, data, **more):
 
 def pretrained(data, size):
     """The pretraining runs of a size."""
-    return [run(f"{size}-{name}", f"{name},size={size}", data) for name in NETWORKS]
+    runs = [run(f"{size}-{name}", f"{name},size={size}", data) for name in NETWORKS]
+    if size == "tiny":
+        overrides = {"train.budget": f"{LONG} steps"}
+        runs.append(run("tiny-mlm-long", "mlm", data, overrides=overrides))
+    return runs
 
 
 def labelled(data, size, start, labels, seed, part=None, overrides=None):
     """One network on labels, from a pretraining run or from scratch."""
-    network = NETWORKS.get(start) or start.removeprefix("scratch-")
+    network = STARTS.get(start) or start.removeprefix("scratch-")
     rate = RELATIVE_LR if network == "t5" else LR[size]
     overrides = {
         "seed": seed,
@@ -130,20 +134,11 @@ def labelled(data, size, start, labels, seed, part=None, overrides=None):
         f"{network},size={size}",
         data,
         overrides=overrides,
-        model=f"{size} {network}, {start if start in NETWORKS else 'from scratch'}",
-        init_from=f"{size}-{start}" if start in NETWORKS else "",
+        model=f"{size} {network}, {start if start in STARTS else 'from scratch'}",
+        init_from=f"{size}-{start}" if start in STARTS else "",
         task=TASK,
         labels=labels,
         seed=seed,
-    )
-
-
-def longer(data, labels, seed):
-    """The tiny encoder from its long pretraining."""
-    return labelled(data, "tiny", "mlm", labels, seed) | dict(
-        name=f"tiny-mlm-long-{labels or 'all'}-s{seed}",
-        model="tiny encoder, mlm, 8 times as long",
-        init_from="tiny-mlm-long",
     )
 
 
