@@ -21,10 +21,12 @@ SEEDS = {  # by the number of labels
 }
 # Of 16 windows, 3.4 of which are a review: 14, 5, 3, 2 epochs and one of all reviews.
 STEPS = {20: 60, 100: 100, 500: 320, 2500: 1070, ALL: 5200}
-LONG = 20_000  # steps of "mlm-long", of the tiny encoder alone; of all others: 2,500
-STARTS = NETWORKS | {"mlm-long": "encoder"}
+LONG = {"mlm-long": "mlm", "rtd-long": "rtd", "spans-long": "spans"}  # of tiny networks alone
+LONG_STEPS = 20_000  # of all others: 2,500
+STARTS = NETWORKS | {start: NETWORKS[name] for start, name in LONG.items()}
 TRIED = (0.25, 0.75)  # rates of fine-tuning, as parts of that of pretraining
-BEST = {"mlm": 0.75, "mlm-long": 0.75, "rtd": 0.75, "causal": 0.25, "spans": 0.75}
+BEST = {"mlm": 0.75, "rtd": 0.75, "causal": 0.25, "spans": 0.75}
+BEST |= dict.fromkeys(LONG, 0.75)
 BEST |= {"scratch-encoder": 0.75, "scratch-decoder": 0.75, "scratch-t5": 0.75}
 AT_ALL = ("mlm", "mlm-long", "causal", "scratch-encoder", "scratch-decoder")
 SEARCH = dict(train="train.jsonl.gz[:94%]", test="train.jsonl.gz[94%:98%]")
@@ -44,7 +46,7 @@ def study(data):
         for labels, seeds in SEEDS[size].items():
             for seed in range(seeds):
                 for start in BEST if labels else AT_ALL:
-                    if size == "tiny" or start != "mlm-long":
+                    if size == "tiny" or start not in LONG:
                         runs.append(labelled(data, size, start, labels, seed))
                 if size == "tiny":
                     runs += [linear(data, name, labels, seed) for name in ("lr", "nbsvm")]
@@ -55,7 +57,7 @@ def study(data):
             title="Does pretraining pay on film reviews?",
             question=(
                 "Small networks pretrained by four objectives on 2.6 of the 18.5 million word "
-                "pieces of 49,000 unlabelled IMDB reviews, and one on all of them; the same "
+                "pieces of 49,000 unlabelled IMDB reviews, and three on all of them; the same "
                 "networks from scratch, linear models, and a student of the larger network."
             ),
             notes=(
@@ -112,8 +114,8 @@ def pretrained(data, size):
     """The pretraining runs of a size."""
     runs = [run(f"{size}-{name}", f"{name},size={size}", data) for name in NETWORKS]
     if size == "tiny":
-        overrides = {"train.budget": f"{LONG} steps"}
-        runs.append(run("tiny-mlm-long", "mlm", data, overrides=overrides))
+        overrides = {"train.budget": f"{LONG_STEPS} steps"}
+        runs += [run(f"tiny-{start}", LONG[start], data, overrides=overrides) for start in LONG]
     return runs
 
 
@@ -127,7 +129,7 @@ def labelled(data, size, start, labels, seed, part=None, overrides=None):
         "train.budget": f"{STEPS[labels]} steps",
         "optimizer.lr": rate * (part or BEST[start]),
     } | (overrides or {})
-    if start == "spans":  # the encoder alone
+    if start in STARTS and network == "t5":  # the encoder alone
         overrides["surgery.keep_model"] = True
     return run(
         f"{size}-{start}-{labels or 'all'}-s{seed}",
