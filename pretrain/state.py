@@ -19,6 +19,8 @@ from pretrain import optim, processes, sharding
 from pretrain.objectives.base import Batch, Metrics, Objective
 from pretrain.trees import Names, dimension_names, merge
 
+NUM_PROGRAMS = 32  # kept of a kind: a CPU's takes hundreds of the 65,530 maps that Linux allows
+
 
 class TrainState(flax.struct.PyTreeNode):
     """Everything a step changes. ``step`` counts the updates made.
@@ -97,7 +99,7 @@ def abstract(objective: Objective, optimizer, mesh: Mesh, rows: int = 0) -> Trai
     return state
 
 
-@functools.lru_cache
+@functools.lru_cache(NUM_PROGRAMS)
 def _jitted_init(objective: Objective, optimizer, mesh: Mesh):
     state = abstract(objective, optimizer, mesh).replace(memory=None)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -249,7 +251,7 @@ class CompiledStep(NamedTuple):
     program: Any  # the executable itself
 
 
-@functools.lru_cache
+@functools.lru_cache(NUM_PROGRAMS)
 def compile_train_step(
     objective: Objective, optimizer, mesh: Mesh, accumulate: int, batch_shapes: tuple
 ) -> CompiledStep:
@@ -279,7 +281,7 @@ def compile_train_step(
     return CompiledStep(run, memory_bytes, compiled)
 
 
-@functools.lru_cache
+@functools.lru_cache(NUM_PROGRAMS)
 def predict_fn(objective: Objective, mesh: Mesh):
     """Compiled ``(params, batch) -> objective.predict(...)``, each device with its rows' memory."""
     layout = NamedSharding(mesh, PartitionSpec())
