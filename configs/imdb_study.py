@@ -1,12 +1,9 @@
 """Does pretraining pay on film reviews? A study of objectives, sizes and numbers of labels.
 
-    python -m pretrain.study --config=configs/imdb_study.py:rates,data=FOLDER --workdir=runs/imdb
     python -m pretrain.study --config=configs/imdb_study.py:data=FOLDER --workdir=runs/imdb
 
 Networks (configs/imdb.py, which says what `data` holds) learn from part of 50,000 reviews without
-labels, and then from labels. `rates` is the search for the rates of fine-tuning: the tiny networks,
-500 labels, scored on further reviews of the training data. In one folder both share the runs of
-pretraining, and the page is the later one's.
+labels, and then from labels, at rates that configs/imdb_rates.py has found.
 """
 
 from ml_collections import ConfigDict
@@ -24,23 +21,17 @@ STEPS = {20: 60, 100: 100, 500: 320, 2500: 1070, ALL: 5200}
 LONG = {"mlm-long": "mlm", "rtd-long": "rtd", "spans-long": "spans"}  # of tiny networks alone
 LONG_STEPS = 20_000  # of all others: 2,500
 STARTS = NETWORKS | {start: NETWORKS[name] for start, name in LONG.items()}
-TRIED = (0.25, 0.75)  # rates of fine-tuning, as parts of that of pretraining
+# Rates of fine-tuning, as parts of that of pretraining.
 BEST = {"mlm": 0.75, "rtd": 0.75, "causal": 0.25, "spans": 0.75}
 BEST |= dict.fromkeys(LONG, 0.75)
 BEST |= {"scratch-encoder": 0.75, "scratch-decoder": 0.75, "scratch-t5": 0.75}
 AT_ALL = ("mlm", "mlm-long", "causal", "scratch-encoder", "scratch-decoder")
-SEARCH = dict(train="train.jsonl.gz[:94%]", test="train.jsonl.gz[94%:98%]")
 TASK = "Classification: IMDB sentiment"
 
 
 def get_config(arg=None):
-    arg = configs.parse_arg(arg, variant="study", data="data/imdb")
-    return configs.variant(PLANS, arg.variant)(arg.data)
-
-
-def study(data):
-    """Every run, what teaches before what is taught."""
-    runs = []
+    data = configs.parse_arg(arg, data="data/imdb").data
+    runs = []  # what teaches before what is taught
     for size in SEEDS:
         runs += pretrained(data, size)
         for labels, seeds in SEEDS[size].items():
@@ -69,17 +60,16 @@ def study(data):
                 "whose true accuracies are equal may well differ by 0.02 there.",
                 "Rates of fine-tuning are "
                 + ", ".join(f"{part} ({start})" for start, part in BEST.items())
-                + f" of those of pretraining: the better of {TRIED[0]} and {TRIED[1]} for tiny "
-                "networks, 500 labels, one seed and 1,000 further training reviews. Lengths were "
-                "fixed beforehand; no step is chosen on validation data. T5's networks learn with "
-                "Adafactor, all others with AdamW.",
+                + " of those of pretraining: the better of two for tiny networks (imdb_rates). "
+                "Lengths were fixed beforehand; no step is chosen on validation data. T5's "
+                "networks learn with Adafactor, all others with AdamW.",
                 "Students are as large as the tiny encoder and start from its masked language "
                 "model; their teacher is the mini one with the same labels, which also labels "
                 "2,500 reviews that have none. They take as many updates as without a teacher, "
                 "mostly of the unlabelled reviews: with 100 labels they see a labelled window 0.2 "
                 "times rather than 5, with 500 half a time rather than 3. So the comparison is of "
                 "a teacher's answers to many reviews with gold labels of few, not of both on few.",
-                f"Seeds by number of labels (0: all): {SEEDS}. With all labels there are "
+                f"Seeds: {'; '.join(map(seeds_of, SEEDS))}. With all labels there are "
                 f"{', '.join(AT_ALL)} and linear models. More was not run for want of time.",
                 "The machine was shared with other work: compare costs by FLOPs rather than times.",
             ),
@@ -88,21 +78,10 @@ def study(data):
     )
 
 
-def rates(data):
-    """The search for `BEST`."""
-    runs = pretrained(data, "tiny")
-    for start in BEST:
-        for part in TRIED:
-            overrides = sources(data, SEARCH, "data.")
-            found = labelled(data, "tiny", start, 500, 0, part, overrides)
-            found["name"] += f"-{part}"
-            found["model"] = f"{part} of the rate: {found['model']}"
-            runs.append(found)
-    question = "Which part of the rate of pretraining is the best to learn from 500 labels with?"
-    return ConfigDict(dict(title="Rates of fine-tuning", question=question, runs=tuple(runs)))
-
-
-PLANS = {"study": study, "rates": rates}
+def seeds_of(size):
+    """Their number, in words."""
+    counts = [f"{seeds} with {labels or 'all'}" for labels, seeds in SEEDS[size].items()]
+    return f"{size} networks {', '.join(counts)} labels"
 
 
 def run(name, arg, data, **more):

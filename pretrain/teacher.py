@@ -80,7 +80,7 @@ class Teacher:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of its result, the times of which no other run shares."""
+        """SHA-256 (hex) of its result: of its times if trained here, of its weights if imported."""
         return hashlib.sha256((self.workdir / tasks.RESULT).read_bytes()).hexdigest()
 
 

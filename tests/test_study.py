@@ -364,10 +364,8 @@ def test_quickstart_pairs_every_encoder_with_itself_from_scratch(variant, sizes)
 
 def test_imdb_trains_twins_alike():
     """On each number of labels: as long whatever a network starts from, and on the same sample."""
-    for argument in ("study", "rates"):
-        runs = study.parse_runs(
-            config.load(str(small_runs.ROOT / "configs/imdb_study.py"), argument).runs
-        )
+    for name in ("imdb_study", "imdb_rates"):
+        runs = study.parse_runs(config.load(str(small_runs.ROOT / f"configs/{name}.py")).runs)
         groups = {}
         for run in runs:
             if run.task != "pretraining" and run.config.endswith("imdb.py"):

@@ -9,14 +9,16 @@ trained on (--config.init_from=WORKDIR) or embeds texts (tools.embed).
 """
 
 import dataclasses
+import hashlib
 import logging
 import pathlib
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
-from pretrain import cli, hf, record, state
+from pretrain import cli, hf, record, state, trees
 from pretrain import config as configs
 from pretrain.checkpoint import LAST, Checkpointer
 from pretrain.data import encoders, tokenizer, tokenizer_files
@@ -103,6 +105,7 @@ def import_checkpoint(
             "architecture": loaded.architecture,
             "tensors": len(loaded.used),
             "unused": loaded.unused,
+            "sha256": _digest(loaded.params),
             "special_ids": _special_ids(loaded) if pieces is None else {},
         },
         "scores": {},
@@ -124,6 +127,15 @@ def import_checkpoint(
         if workdir.is_dir():
             workdir.rmdir()  # empty
     return Imported(loaded, objective, params, pieces)
+
+
+def _digest(params: dict[str, Any]) -> str:
+    """SHA-256 (hex) of the names and values of parameters."""
+    found = hashlib.sha256()
+    for name, array in sorted(trees.flatten(params).items()):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()
 
 
 def _objective(loaded: hf.reading.Loaded) -> str:

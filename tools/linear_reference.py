@@ -44,16 +44,17 @@ def matrix(
 
 def accuracies(config: ConfigDict) -> dict[str, float]:
     """Of every held-out split of ``config``, by its name."""
-    loss, weighting = config.objective.get("loss"), config.model.get("weighting")
-    if config.objective.name != "classify" or loss not in REFERENCES or weighting != "tfidf":
+    objective, model = config.get("objective", {}), config.get("model", {})
+    name, loss, weighting = objective.get("name"), objective.get("loss"), model.get("weighting")
+    if name != "classify" or loss not in REFERENCES or weighting != "tfidf":
         raise UserError(
-            f"--config: found objective {config.objective.name!r} with loss {loss!r} and weighting "
+            f"--config: found objective {name!r} with loss {loss!r} and weighting "
             f"{weighting!r}, expected a linear classifier with TF-IDF (configs/linear.py:lr, svm "
             "or hinge)"
         )
-    splits, size = tasks.build(configs.Reader(config)).splits, config.model.num_features
-    model = REFERENCES[loss](config.objective.C).fit(*matrix(splits.pop("train"), size))
-    return {name: float(model.score(*matrix(split, size))) for name, split in splits.items()}
+    splits, size = tasks.build(configs.Reader(config)).splits, model.num_features
+    found = REFERENCES[loss](objective.C).fit(*matrix(splits.pop("train"), size))
+    return {name: float(found.score(*matrix(split, size))) for name, split in splits.items()}
 
 
 def main() -> None:

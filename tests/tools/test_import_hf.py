@@ -9,8 +9,9 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from pretrain import evaluate, hf, predict, sharding, tasks, train, trees
+from pretrain import evaluate, hf, predict, sharding, tasks, teacher, train, trees
 from pretrain.checkpoint import load_params
 from pretrain.errors import UserError
 from pretrain.hf import models
@@ -70,6 +71,23 @@ def test_a_workdir_holds_what_was_loaded(checkpoint, tmp_path):
     ]
     records = predict.predict(tmp_path / "run", ["the [MASK]"], top=2)
     assert len(next(iter(records))["masks"][0]) == 2
+
+
+def test_teachers_of_other_weights_are_others(checkpoint, tmp_path):
+    """Wherever they lie: what is on disk of one must not be taken for another's."""
+    source = checkpoint("bert-classify", {0: "animals", 1: "cities", 2: "food"})
+    import_checkpoint(source, tmp_path / "first")
+    import_checkpoint(source, tmp_path / "again")
+    shutil.copytree(tmp_path / "first", tmp_path / "moved")
+    weights = safetensors.numpy.load_file(source / "model.safetensors")
+    weights["classifier.bias"][0] += 1
+    safetensors.numpy.save_file(weights, source / "model.safetensors", {"format": "pt"})
+    import_checkpoint(source, tmp_path / "other")
+    first, again, moved, other = (
+        teacher.open_teacher(str(tmp_path / name)).fingerprint
+        for name in ("first", "again", "moved", "other")
+    )
+    assert first == again == moved != other
 
 
 def test_a_classifier_predicts_and_evaluates_with_its_labels_in_order(
