@@ -18,7 +18,7 @@ SEEDS = {  # by the number of labels
 }
 # Of 16 windows, 3.4 of which are a review: 14, 5, 3, 2 epochs and one of all reviews.
 STEPS = {20: 60, 100: 100, 500: 320, 2500: 1070, ALL: 5200}
-LONG = {"mlm-long": "mlm", "rtd-long": "rtd", "spans-long": "spans"}  # of tiny networks alone
+LONG = {"mlm-long": "mlm", "spans-long": "spans"}  # of tiny networks alone
 LONG_STEPS = 20_000  # of all others: 2,500
 STARTS = NETWORKS | {start: NETWORKS[name] for start, name in LONG.items()}
 # Rates of fine-tuning, as parts of that of pretraining.
@@ -48,7 +48,7 @@ def get_config(arg=None):
             title="Does pretraining pay on film reviews?",
             question=(
                 "Small networks pretrained by four objectives on 2.6 of the 18.5 million word "
-                "pieces of 49,000 unlabelled IMDB reviews, and three on all of them; the same "
+                "pieces of 49,000 unlabelled IMDB reviews, and two on all of them; the same "
                 "networks from scratch, linear models, and a student of the larger network."
             ),
             notes=(
