@@ -300,7 +300,9 @@ def pretraining_curves(rows: Sequence[Row], look: Mapping[str, Style]) -> bytes:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x else "0")
     axes.set_xlabel("tokens seen")
     axes.set_ylabel("held-out loss, nats")
-    axes.legend(frameon=False, labelcolor="linecolor", fontsize=9.5)
+    axes.legend(
+        frameon=False, labelcolor="linecolor", fontsize=9.5, loc="upper left", bbox_to_anchor=(1, 1)
+    )
     return _png(figure)
 
 
