@@ -19,7 +19,7 @@ from pretrain import optim, processes, sharding
 from pretrain.objectives.base import Batch, Metrics, Objective
 from pretrain.trees import Names, dimension_names, merge
 
-NUM_PROGRAMS = 32  # kept of a kind: a CPU's takes hundreds of the 65,530 maps that Linux allows
+NUM_PROGRAMS = 16  # kept of a kind: a CPU's takes hundreds of the 65,530 maps that Linux allows
 
 
 class TrainState(flax.struct.PyTreeNode):
