@@ -17,7 +17,7 @@ from pretrain import config as configs
 NETWORKS = {"mlm": "encoder", "rtd": "encoder", "causal": "decoder", "spans": "t5"}
 KINDS = (*NETWORKS, *dict.fromkeys(NETWORKS.values()))
 PIECES, SENTINELS, SEQ = 4096, 100, 128
-LR = {"tiny": 4e-3, "mini": 2e-3}  # of pretraining
+LR = {"tiny": 4e-3, "mini": 2e-3}  # of masked and causal language modelling
 RELATIVE_LR = 2e-2  # of T5's Adafactor, likewise
 UNLABELLED = "unsupervised.jsonl.gz[:98%]"
 RAW = dict(train=UNLABELLED, validation="unsupervised.jsonl.gz[98%:]")

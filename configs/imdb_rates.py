@@ -13,7 +13,7 @@ from configs.imdb import sources
 from configs.imdb_study import BEST, labelled, pretrained
 from pretrain import config as configs
 
-TRIED = (0.25, 0.75)  # parts of the rate of pretraining
+TRIED = (0.25, 0.75)  # parts of the rates in configs/imdb.py
 SOURCES = dict(train="train.jsonl.gz[:94%]", test="train.jsonl.gz[94%:98%]")
 
 
@@ -30,8 +30,8 @@ def get_config(arg=None):
         dict(
             title="Rates of fine-tuning on film reviews",
             question=(
-                "Which part of the rate of pretraining is the better one to learn from 500 labels "
-                "with?"
+                "With which part of the rate of masked language modelling is it better to learn "
+                "from 500 labels?"
             ),
             notes=("One seed: differences of less than 0.02 decide nothing.",),
             runs=tuple(runs),

@@ -21,7 +21,7 @@ STEPS = {20: 60, 100: 100, 500: 320, 2500: 1070, ALL: 5200}
 LONG = {"mlm-long": "mlm", "spans-long": "spans"}  # of tiny networks alone
 LONG_STEPS = 20_000  # of all others: 2,500
 STARTS = NETWORKS | {start: NETWORKS[name] for start, name in LONG.items()}
-# Rates of fine-tuning, as parts of that of pretraining.
+# Rates of fine-tuning, as parts of those in configs/imdb.py.
 BEST = {"mlm": 0.75, "rtd": 0.75, "causal": 0.25, "spans": 0.75}
 BEST |= dict.fromkeys(LONG, 0.75)
 BEST |= {"scratch-encoder": 0.75, "scratch-decoder": 0.75, "scratch-t5": 0.75}
@@ -60,7 +60,8 @@ def get_config(arg=None):
                 "whose true accuracies are equal may well differ by 0.02 there.",
                 "Rates of fine-tuning are "
                 + ", ".join(f"{part} ({start})" for start, part in BEST.items())
-                + " of those of pretraining: the better of two for tiny networks (imdb_rates). "
+                + " of those of masked and causal language modelling (T5: of span corruption): "
+                "the better of two for tiny networks (imdb_rates). "
                 "Lengths were fixed beforehand; no step is chosen on validation data. T5's "
                 "networks learn with Adafactor, all others with AdamW.",
                 "Students are as large as the tiny encoder and start from its masked language "

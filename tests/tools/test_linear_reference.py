@@ -1,4 +1,4 @@
-"""What is compared with scikit-learn; tests/test_small.py does it."""
+"""Configs that are refused; tests/test_small.py compares scores."""
 
 import pytest
 
