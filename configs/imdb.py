@@ -51,7 +51,7 @@ def get_config(arg=None):
             config.objective.mask_rate = 0.4
         elif arg.variant == "rtd":
             config.objective.replace_rate, config.objective.generator_size = 0.25, 0.5
-            config.optimizer.lr /= 4  # at the whole rate the discriminator's features are lost
+            config.optimizer.lr /= 4  # at the whole rate worse than from scratch
         elif arg.variant == "spans":
             config.objective.noise_density = 0.3
     else:

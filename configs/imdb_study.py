@@ -47,7 +47,7 @@ def get_config(arg=None):
         dict(
             title="Does pretraining pay on film reviews?",
             question=(
-                "Small networks pretrained by four objectives on 2.6 of the 18.5 million word "
+                "Small networks pretrained by four objectives on 2.55 of the 18.5 million word "
                 "pieces of 49,000 unlabelled IMDB reviews, and two on all of them; the same "
                 "networks from scratch, linear models, and a student of the larger network."
             ),

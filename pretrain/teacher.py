@@ -80,7 +80,8 @@ class Teacher:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of its result: of its times if trained here, of its weights if imported."""
+        """SHA-256 (hex) of its result, which has the times of a training or the digest of imported
+        weights."""
         return hashlib.sha256((self.workdir / tasks.RESULT).read_bytes()).hexdigest()
 
 
