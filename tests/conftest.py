@@ -27,8 +27,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Shares compiled programs between workers, the programs that tests start, and sessions."""
-    folder = str(config.cache.mkdir("compiled")) if hasattr(config, "cache") else ""
+    """Shares compiled programs between workers, the programs that tests start, and sessions.
+
+    Not with later versions: devices run the collectives of a program that was read from there in
+    different orders, and wait for each other for ever.
+    """
+    shared = jax.__version_info__ < (0, 11) and hasattr(config, "cache")
+    folder = str(config.cache.mkdir("compiled")) if shared else ""
     settings = {
         "jax_compilation_cache_dir": folder,
         "jax_persistent_cache_min_compile_time_secs": 0.2,
@@ -85,6 +90,13 @@ def strict_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
     strict = request.path.parent.name in ("models", "objectives")
     with jax.numpy_dtype_promotion("strict" if strict else "standard"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """A compiled one takes hundreds of memory maps, and Linux allows a process 65,530."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True, scope="session")
