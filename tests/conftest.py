@@ -29,8 +29,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_configure(config: pytest.Config) -> None:
     """Shares compiled programs between workers, the programs that tests start, and sessions.
 
-    Not with later versions: devices run the collectives of a program that was read from there in
-    different orders, and wait for each other for ever.
+    Not from jax 0.11 on: devices run the collectives of a program that was read from the cache in
+    different orders, and wait for each other until it is aborted.
     """
     shared = jax.__version_info__ < (0, 11) and hasattr(config, "cache")
     folder = str(config.cache.mkdir("compiled")) if shared else ""
