@@ -25,7 +25,7 @@ from pretrain.models.families import FAMILIES
 from pretrain.models.heads import Encoder
 from pretrain.objectives.base import Metrics, Objective
 from pretrain.objectives.distill import Distilled, Terms
-from pretrain.objectives.language import Language
+from pretrain.objectives.language import Language, in_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -420,8 +420,12 @@ def _top_log_probs(split: tasks.Split, teacher: Teacher, config: Reader, mesh: M
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
     def top(params, batch):
         hidden = teacher.objective.forward(params, batch)
-        logits = teacher.objective.model.apply({"params": params}, hidden, method="logits")
-        return jax.lax.top_k(nn.log_softmax(logits / temperature), k)
+        logits = teacher.objective.logits_of(params, len(hidden))
+        return in_chunks(
+            lambda x: jax.lax.top_k(nn.log_softmax(logits(x) / temperature), k),
+            (hidden,),
+            teacher.objective.chunk_size,
+        )
 
     def empty(dtype):  # on disk: memory may be too small
         with tempfile.TemporaryFile(dir=cache) as file:

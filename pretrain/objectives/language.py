@@ -104,8 +104,8 @@ class Language(Objective):
 def in_chunks(function: Callable[..., Any], arrays: Sequence[jax.Array], chunk_size: int) -> Any:
     """``function`` of ``[B, S, ...]`` arrays by the position, evaluated ``chunk_size`` at a time.
 
-    What it computes within a chunk is not kept for the backward pass. Its results are ``[B, s]``
-    for ``s`` positions; these ones ``[B, S]``.
+    What it computes within a chunk is not kept for the backward pass. Its results are
+    ``[B, s, ...]`` for ``s`` positions; these ones ``[B, S, ...]``.
     """
     rows, length = arrays[0].shape[:2]
     count = -(-length // chunk_size)
@@ -117,7 +117,12 @@ def in_chunks(function: Callable[..., Any], arrays: Sequence[jax.Array], chunk_s
 
     body = jax.checkpoint(lambda carry, chunk: (carry, function(*chunk)))
     _, results = jax.lax.scan(body, None, tuple(map(chunks, arrays)))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(rows, -1)[:, :length], results)
+
+    def whole(x):
+        """``[count, B, S / count, ...] -> [B, S, ...]``."""
+        return jnp.moveaxis(x, 0, 2).reshape(rows, -1, *x.shape[3:])[:, :length]
+
+    return jax.tree.map(whole, results)
 
 
 def content_keys(tokens: jax.Array, seed: int) -> jax.Array:

@@ -1,16 +1,32 @@
-"""`configs/smoke.py` on a still smaller model: the loss of two of its objectives falls."""
+"""`configs/smoke.py` on still smaller models: the loss falls, and a tagger starts from the end."""
 
+import jax
+import numpy as np
 import pytest
 
 from pretrain import config as configs
-from pretrain import train
-from tests import small_runs
+from pretrain import train, trees
+from pretrain.checkpoint import load_params
+from tests import small_runs, tiny
 
 
-@pytest.mark.parametrize("name", ["prefix", "spans"])
-def test_the_loss_falls(name, small_data, tmp_path):
+def trunk_of(workdir):
+    params, _ = load_params(workdir, tiny.mesh())
+    return trees.flatten(jax.device_get(params["trunk"]))
+
+
+@pytest.mark.parametrize("name", ["rtd", "prefix", "recurrent", "spans", "denoising"])
+def test_the_loss_falls_and_a_tagger_starts_from_the_trunk(name, small_data, tmp_path):
     path = str(small_runs.ROOT / "configs/smoke.py")
     own = configs.flatten(configs.load(path, name))
     changes = small_runs.overrides("bert", "", small_data) | {"evals.every": "100%"}
-    train.train(configs.load(path, name, {k: v for k, v in changes.items() if k in own}), tmp_path)
-    small_runs.check_that_loss_falls(tmp_path)
+    source, tagger = tmp_path / "pretrained", tmp_path / "tagger"
+    train.train(configs.load(path, name, {k: v for k, v in changes.items() if k in own}), source)
+    small_runs.check_that_loss_falls(source)
+    changes = {"init_from": str(source), "train__budget": "1 steps", "optimizer__lr": 0.0}
+    found = train.train(small_runs.config("ner", small_data, **changes), tagger)
+    assert 0 <= found["scores"]["test"]["f1"] <= 1
+    learned, kept = trunk_of(source), trunk_of(tagger)
+    assert kept.keys() == learned.keys()
+    for key, value in kept.items():
+        np.testing.assert_array_equal(value, learned[key], err_msg=key)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pretrain.objectives.causal import next_tokens
+from pretrain.objectives.language import in_chunks
 from tests import tiny
 
 BATCH = tiny.lm_batch(seq_len=23) | {"weights": np.array([1, 1, 0, 1, 0.5, 1, 1, 1], np.float32)}
@@ -104,3 +105,13 @@ def test_held_out_metrics_are_those_of_the_loss():
     metrics = jax.device_get(jax.jit(objective.predict)(params(), BATCH))
     (loss, (weight, _)), _ = value_and_gradient(7)
     assert metrics["loss"] == pytest.approx((float(loss), float(weight)), rel=1e-5)
+
+
+def test_results_of_chunks_are_put_in_order():
+    """Scalars and vectors of seven positions, in chunks of three."""
+    values = np.random.default_rng(0).normal(size=(2, 7, 4)).astype(np.float32)
+    top, total = in_chunks(lambda x: (jax.lax.top_k(x, 2), x.sum(-1)), (values,), 3)
+    order = np.argsort(-values, -1)[..., :2]
+    np.testing.assert_array_equal(top[1], order)
+    np.testing.assert_array_equal(top[0], np.take_along_axis(values, order, -1))
+    np.testing.assert_allclose(total, values.sum(-1), rtol=1e-5)
