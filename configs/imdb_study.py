@@ -14,7 +14,7 @@ from pretrain import config as configs
 ALL = 0  # labels there are
 SEEDS = {  # by the number of labels
     "tiny": {20: 5, 100: 5, 500: 5, 2500: 3, ALL: 1},
-    "mini": {20: 5, 100: 3, 500: 1},
+    "mini": {20: 3, 100: 3, 500: 1},
 }
 # Of 16 windows, 3.4 of which are a review: 14, 5, 3, 2 epochs and one of all reviews.
 STEPS = {20: 60, 100: 100, 500: 320, 2500: 1070, ALL: 5200}
