@@ -10,7 +10,7 @@ later one's.
 from ml_collections import ConfigDict
 
 from configs.imdb import sources
-from configs.imdb_study import BEST, labelled, pretrained
+from configs.imdb_study import labelled, pretrained, starts
 from pretrain import config as configs
 
 TRIED = (0.25, 0.75)  # parts of the rates in configs/imdb.py
@@ -20,7 +20,7 @@ SOURCES = dict(train="train.jsonl.gz[:94%]", test="train.jsonl.gz[94%:98%]")
 def get_config(arg=None):
     data = configs.parse_arg(arg, data="data/imdb").data
     runs = pretrained(data, "tiny")
-    for start in BEST:
+    for start in starts("tiny"):
         for part in TRIED:
             found = labelled(data, "tiny", start, 500, 0, part, sources(data, SOURCES, "data."))
             found["name"] += f"-{part}"

@@ -18,12 +18,16 @@ SEEDS = {  # by the number of labels
 }
 # Of 16 windows, 3.4 of which are a review: 14, 5, 3, 2 epochs and one of all reviews.
 STEPS = {20: 60, 100: 100, 500: 320, 2500: 1070, ALL: 5200}
-LONG = {"mlm-long": "mlm", "spans-long": "spans"}  # of tiny networks alone
-LONG_STEPS = 20_000  # of all others: 2,500
-STARTS = NETWORKS | {start: NETWORKS[name] for start, name in LONG.items()}
+LONGER = {  # than 2,500 steps, by size: what is learned, for how many
+    "tiny": {"mlm-long": ("mlm", 20_000), "spans-long": ("spans", 20_000)},
+    "mini": {"spans-twice": ("spans", 5_000)},
+}
+STARTS = NETWORKS | {
+    start: NETWORKS[name] for longer in LONGER.values() for start, (name, _) in longer.items()
+}
 # Rates of fine-tuning, as parts of those in configs/imdb.py.
 BEST = {"mlm": 0.75, "rtd": 0.75, "causal": 0.25, "spans": 0.75}
-BEST |= dict.fromkeys(LONG, 0.75)
+BEST |= {"mlm-long": 0.75, "spans-long": 0.75, "spans-twice": 0.75}
 BEST |= {"scratch-encoder": 0.75, "scratch-decoder": 0.75, "scratch-t5": 0.75}
 TASK = "Classification: IMDB sentiment"
 
@@ -35,9 +39,8 @@ def get_config(arg=None):
         runs += pretrained(data, size)
         for labels, seeds in SEEDS[size].items():
             for seed in range(seeds):
-                for start in BEST:
-                    if size == "tiny" or start not in LONG:
-                        runs.append(labelled(data, size, start, labels, seed))
+                for start in starts(size):
+                    runs.append(labelled(data, size, start, labels, seed))
                 if size == "tiny":
                     runs += [linear(data, name, labels, seed) for name in ("lr", "nbsvm")]
                 else:
@@ -84,6 +87,11 @@ def seeds_of(size):
     return f"{size} networks {', '.join(counts)} labels"
 
 
+def starts(size):
+    """What networks of a size learn from labels from."""
+    return [start for start in BEST if start not in STARTS or start in (*NETWORKS, *LONGER[size])]
+
+
 def run(name, arg, data, **more):
     """One entry of a study."""
     return dict(name=name, config="configs/imdb.py", arg=f"{arg},data={data}", **more)
@@ -92,9 +100,9 @@ def run(name, arg, data, **more):
 def pretrained(data, size):
     """The pretraining runs of a size."""
     runs = [run(f"{size}-{name}", f"{name},size={size}", data) for name in NETWORKS]
-    if size == "tiny":
-        overrides = {"train.budget": f"{LONG_STEPS} steps"}
-        runs += [run(f"tiny-{start}", LONG[start], data, overrides=overrides) for start in LONG]
+    for start, (name, steps) in LONGER[size].items():
+        overrides = {"train.budget": f"{steps} steps"}
+        runs.append(run(f"{size}-{start}", f"{name},size={size}", data, overrides=overrides))
     return runs
 
 
