@@ -1,14 +1,17 @@
-"""One run for each way to learn from text, of under a minute on two cores, on the embedded data.
+"""One run for each way to learn, of under a minute on two cores, on the embedded data.
 
 Argument: what to try; the model is one layer of width 64, trained for 150 steps of 16 rows. A
-check that an objective runs and its loss falls, not that it is any good:
+check that an objective runs and its loss falls, not that it is any good. `distill` learns from the
+run of `mlm`, whose workdir is `teacher` (runs/smoke-mlm):
 
-    python -m pretrain.train --config=configs/smoke.py:spans --workdir=runs/smoke-spans
+    python -m pretrain.train --config=configs/smoke.py:mlm --workdir=runs/smoke-mlm
+    python -m pretrain.train --config=configs/smoke.py:distill --workdir=runs/smoke-distill
 """
 
 import importlib
 
 from pretrain import config as configs
+from pretrain.errors import UserError
 
 OBJECTIVES = {  # config file, its argument
     "mlm": ("bert", "micro"),
@@ -24,13 +27,22 @@ OBJECTIVES = {  # config file, its argument
     "spans": ("t5", "tiny"),
     "infilling": ("bart", "tiny"),
     "denoising": ("bart", "tiny,tokens"),
+    "classify": ("classify", "micro"),
+    "tag": ("ner", "micro"),
+    "distill": ("distill", "distilbert"),
 }
 SEQ, PIECES = 64, 2048
 
 
 def get_config(arg=None):
-    arg = configs.parse_arg(arg, variant="mlm")
+    arg = configs.parse_arg(arg, variant="mlm", teacher="")
     name, argument = configs.variant(OBJECTIVES, arg.variant)
+    if name == "distill":
+        argument += f",teacher={arg.teacher or 'runs/smoke-mlm'}"
+    elif arg.teacher:
+        raise UserError(
+            f"config argument 'teacher': found it with {arg.variant!r}, expected 'distill'"
+        )
     config = importlib.import_module(f"configs.{name}").get_config(f"{argument},seq={SEQ}")
     config.label = f"smoke, {arg.variant}"
     model, optimizer = config.model, config.optimizer
@@ -38,6 +50,8 @@ def get_config(arg=None):
     model.dropout = model.attention_dropout = 0.0
     model.init_std = 0.125  # 1 / sqrt(width)
     config.tokenizer.type, config.tokenizer.vocab_size = "bpe", PIECES
+    if name == "distill":
+        config.surgery.layers = "0"
     if name == "electra":
         model.embedding_size = 0
     if name == "transformer_xl":
