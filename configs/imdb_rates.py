@@ -20,7 +20,7 @@ SOURCES = dict(train="train.jsonl.gz[:94%]", test="train.jsonl.gz[94%:98%]")
 def get_config(arg=None):
     data = configs.parse_arg(arg, data="data/imdb").data
     runs = pretrained(data, "tiny")
-    for start in starts("tiny"):
+    for start in starts("tiny", 500):
         for part in TRIED:
             found = labelled(data, "tiny", start, 500, 0, part, sources(data, SOURCES, "data."))
             found["name"] += f"-{part}"
