@@ -37,6 +37,7 @@ DASHES = {
     "scratch": (0, (5, 2)),
     "linear": (0, (1, 1.4)),
 }
+LINES = ("-", (0, (1, 1.4)), (0, (5, 2)))  # of pretraining, where colours come round again
 DPI = 150
 BANDED = 4  # with more models than these, bands of intervals would hide each other
 MIN_SPAN = 0.1  # of a score axis, so that a hair's breadth does not look like a gulf
@@ -67,6 +68,7 @@ class Style(NamedTuple):
 
     colour: str
     marker: str
+    line: str | tuple = "-"  # of pretraining alone: elsewhere it tells a model's kind
 
 
 def styles(tasks: Sequence[Task], rows: Sequence[Row]) -> dict[str, Style]:
@@ -77,8 +79,8 @@ def styles(tasks: Sequence[Task], rows: Sequence[Row]) -> dict[str, Style]:
         twins = {twin: m.name for m in task.kind("pretrained") if (twin := counterpart(task, m))}
         for name in sorted(task.models, key=lambda n: n in twins):  # twins behind all others
             if name not in look and name in twins:
-                colour, marker = look[twins[name]]
-                look[name] = Style(_lighter(colour), marker)
+                twin = look[twins[name]]
+                look[name] = twin._replace(colour=_lighter(twin.colour))
             elif name not in look:
                 look[name] = next(fresh)
     for row in finished(rows):
@@ -92,7 +94,8 @@ def styles(tasks: Sequence[Task], rows: Sequence[Row]) -> dict[str, Style]:
 
 def _style(index: int) -> Style:
     turn, place = divmod(index, len(COLOURS))
-    return Style(COLOURS[place], MARKERS[(place + turn) % len(MARKERS)])
+    marker = MARKERS[(place + turn) % len(MARKERS)]
+    return Style(COLOURS[place], marker, LINES[turn % len(LINES)])
 
 
 def _lighter(colour: str) -> str:
@@ -276,6 +279,7 @@ def pretraining_curves(rows: Sequence[Row], look: Mapping[str, Style]) -> bytes:
             tokens,
             losses,
             color=style.colour,
+            linestyle=style.line,
             linewidth=2,
             marker=style.marker,
             markersize=5,
@@ -314,9 +318,9 @@ def loss_versus_rate(panels: Mapping[str, Mapping[str, Mapping[float, float]]]) 
     low, high = min(losses), max(losses)
     for (title, lines), axes in zip(panels.items(), np.ravel(grid), strict=True):
         for index, (name, line) in enumerate(lines.items()):
-            colour, marker = _style(index)
+            style = _style(index)
             best = min(line, key=line.get)
-            look = dict(color=colour, marker=marker, markersize=7)
+            look = dict(color=style.colour, marker=style.marker, markersize=7)
             axes.plot(list(line), list(line.values()), **look, markerfacecolor="white", label=name)
             axes.plot([best], [line[best]], **look, linestyle="none")
         axes.set_xscale("log", base=2)

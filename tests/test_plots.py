@@ -120,7 +120,8 @@ def test_styles_tell_models_apart_and_pair_what_belongs_together(rows):
     models = [m for task in comparison.tasks(rows) for m in task.models]
     assert len({look[m] for m in models}) == len(set(models))
     many = [study_table.pretraining_row("tiny", 1.0, 4.0) | {"name": f"{i}"} for i in range(20)]
-    assert len(set(plots.styles([], many).values())) == 20
+    look = plots.styles([], many).values()
+    assert len(set(look)) == len({(style.colour, style.line) for style in look}) == 20
 
 
 def test_spread_moves_labels_apart_and_no_further():
