@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,12 +18,11 @@ from pretrain.errors import UserError
 from pretrain.files import read_json, write_text
 from pretrain.schema import RUNTIME_FIELDS, SMALL_MODELS
 from pretrain.surgery import FRESH, Surgery
-from pretrain.trees import dimension_names
+from pretrain.trees import Names, dimension_names
 
 logger = logging.getLogger(__name__)
 
 REPORT = "surgery.txt"  # in the workdir: what became of every array
-LABEL_HEADS = ("classification_head/", "tagging_head/", "crf/")
 SPECIAL = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")  # of a tokenizer
 
 
@@ -108,15 +108,12 @@ def inherit_params(
         if old.fingerprint != new.fingerprint:
             rows["vocab"] = piece_rows(new, old)
     source, step = load_params(init_from, mesh, like=params)
+    names = dimension_names(boxed)
     params, report = surgery.transplant(
-        params,
-        source,
-        operation,
-        origin=f"{init_from} at step {step}",
-        names=dimension_names(boxed),
-        rows=rows,
+        params, source, operation, origin=f"{init_from} at step {step}", names=names, rows=rows
     )
-    _check_labels(init_from, task.encoder.label_names, report)
+    if task.encoder.label_names:
+        _check_labels(init_from, task.encoder.label_names, report, names)
     if processes.first():
         workdir.mkdir(parents=True, exist_ok=True)
         write_text(workdir / REPORT, str(report))
@@ -124,15 +121,23 @@ def inherit_params(
     return params
 
 
-def _check_labels(init_from: str, names: list[str], report: surgery.Report) -> None:
-    """`UserError` if a head was taken whose classes are others than those of the data."""
-    head = next((x.path for x in report.loaded if x.path.startswith(LABEL_HEADS)), "")
-    theirs = encoders.load(pathlib.Path(init_from)).label_names if head else names
-    if theirs != names:
+def _check_labels(
+    init_from: str, ours: list[str], report: surgery.Report, names: Mapping[str, Names]
+) -> None:
+    """`UserError` if an array was taken whose classes are others than those of the data.
+
+    ``names``: of the arrays' dimensions; "classes" in heads, and in transitions between tags.
+    """
+    heads = [x.path for x in report.loaded if "classes" in names.get(x.path, ())]
+    theirs = encoders.load(pathlib.Path(init_from)).label_names if heads else ours
+    if theirs != ours:
+        hint = "it has nothing else to start from"
+        if len(heads) < len(report.loaded):
+            rules = "; ".join(f"{path} -> fresh" for path in heads)
+            hint = f"config.surgery.rules '{rules}' would begin with a new head"
         raise UserError(
             f"config.init_from: {init_from} has the labels {', '.join(theirs)}, expected those of "
-            f"data.train, {', '.join(names)}; config.surgery.rules '{head.split('/')[0]}/.* -> "
-            "fresh' would begin with a new head"
+            f"data.train, {', '.join(ours)}; {hint}"
         )
 
 

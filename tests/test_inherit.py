@@ -274,20 +274,38 @@ def test_pieces_share_rows():
     assert inherit.piece_rows(new, old).tolist() == [1, 3, FRESH, 0, 2, FRESH, FRESH]
 
 
-def test_a_head_for_other_labels_is_refused(small_run, small_data, tmp_path, capsys):
+HEAD_OF = {"classify": "classification_head/kernel", "linear": "kernel"}
+FASTTEXT = {"optimizer__lr": 0.1, "train__budget": "5 steps"}
+HEAD = "rules 'classification_head/bias -> fresh; classification_head/kernel -> fresh' would"
+
+
+@pytest.mark.parametrize(
+    ("name", "arg", "changes", "hint"),
+    [
+        ("classify", "tiny", {}, HEAD),
+        ("linear", "fasttext", FASTTEXT, "rules 'bias -> fresh; kernel -> fresh' would begin"),
+        ("linear", "lr", {}, "it has nothing else to start from"),
+    ],
+)
+def test_a_head_for_other_labels_is_refused(
+    name, arg, changes, hint, small_run, small_data, tmp_path
+):
     """As many classes, other names: its columns would mean something else in silence."""
-    source = small_run("classify", "tiny")
+    source = small_run(name, arg, **changes)
     data = (small_data / "train.tsv").read_text().replace("\tplants", "\taliens")
     (tmp_path / "other.tsv").write_text(data)
-    changes = {"init_from": str(source), "data__train": str(tmp_path / "other.tsv")}
+    changes |= {"init_from": str(source), "data__train": str(tmp_path / "other.tsv")}
     changes |= {"data__validation": "", "data__test": "", "checkpoint__best": ""}
     said = r"labels animals, numbers, plants, expected those of data\.train, aliens, animals, num"
-    with pytest.raises(UserError, match=said):
-        trained(changes, small_data, tmp_path / "a", capsys, "classify", "tiny")
+    with pytest.raises(UserError, match=f"{said}.*{hint}"):
+        train.train(small_runs.config(name, small_data, arg, **changes), tmp_path / "a")
     assert not (tmp_path / "a").exists()
-    changes["surgery__rules"] = "classification_head/.* -> fresh"
-    params, _ = trained(changes, small_data, tmp_path / "b", capsys, "classify", "tiny")
-    theirs = params_of(source)
-    kernel = "classification_head/kernel"
-    assert not np.array_equal(params[kernel], theirs[kernel])
-    np.testing.assert_array_equal(params["trunk/word/embedding"], theirs["trunk/word/embedding"])
+    if "rules" not in hint:
+        return
+    changes |= {"surgery__rules": hint.split("'")[1], "seed": 1}
+    changes |= {"optimizer__lr": 0.0, "train__budget": "1 steps"}
+    train.train(small_runs.config(name, small_data, arg, **changes), tmp_path / "b")
+    ours, theirs = params_of(tmp_path / "b"), params_of(source)
+    taken = {path for path, value in ours.items() if np.array_equal(value, theirs[path])}
+    assert {path for path in ours if path.endswith("kernel")} - taken == {HEAD_OF[name]}
+    assert {path for path in ours if path.endswith("embedding")} <= taken
