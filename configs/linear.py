@@ -40,7 +40,7 @@ def get_config(arg=None):
         config.train.budget = "500 steps"
     elif arg.variant == "nbsvm":
         config.model.weighting, config.model.beta = "naive_bayes", 0.25
-        config.model.num_features, config.optimizer.tolerance = 2**20, 1e-3
+        config.model.num_features = 2**20
     elif arg.variant == "fasttext":
         config.model.weighting, config.model.embedding_size = "mean", 16
         config.train.batch_size, config.train.budget = 8, "10 epochs"

@@ -34,7 +34,7 @@ def test_accuracy_on_docstrings_is_scikit_learns(arg, tmp_path):
 
 def test_nbsvm_is_an_svm_on_log_count_ratios_of_each_class(tmp_path):
     """Of equal features, between naive Bayes and the machine that scikit-learn finds."""
-    changes = {"data.limit": 300, "model.num_features": 2**11, "optimizer.tolerance": 1e-6}
+    changes = {"data.limit": 300, "model.num_features": 2**11}
     config = configs.load(LINEAR, "nbsvm", changes | {"data.validation": ""})
     score = train.train(config, tmp_path)["scores"]["test"]["accuracy"]
     splits = tasks.build(configs.Reader(config)).splits
