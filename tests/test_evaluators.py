@@ -152,6 +152,28 @@ def test_entities_of_words_in_their_order():
     assert records[1]["spans"] == [{"type": "X", "start": 0, "end": 2, "text": ["u", "v"]}]
 
 
+def test_a_random_fields_transitions_decide_between_equal_words():
+    """Without them all tags would be equally good; here O, B-X and I-X take turns, from O on."""
+    names = ("O", "B-X", "I-X")
+    rows = np.array([[0, 1, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0]], np.int32)
+    columns = {
+        "tokens": rows,
+        "labels": np.zeros((2, 6), np.int32),
+        "label_mask": (rows > 0).astype(np.float32),
+        "word": np.where(rows > 0, np.arange(6) - 1, -1).astype(np.int32),
+        "example": np.array([0, 1], np.int32),
+        "weights": np.ones(2, np.float32),
+    }
+    crf = {
+        "transitions": jnp.roll(jnp.eye(3), 1, axis=1),  # [from, to]
+        "start": jnp.array([0.5, 0.0, 0.0]),
+        "end": jnp.zeros(3),
+    }
+    entities = evaluator("tag", Columns(columns), names)
+    _, predicted = entities.predict({"table": jnp.zeros((2, 3)), "crf": crf})
+    assert predicted == [["O", "B-X", "I-X", "O"], ["O", "B-X"]]
+
+
 class Store(Columns):
     """A data set that knows how many bytes its text has, as token stores do: four a token."""
 
