@@ -129,6 +129,32 @@ def test_texts_without_labels_are_labelled_by_the_teacher(name, arg, small_run, 
         attached(config)
 
 
+def test_of_more_rows_a_batch_gets_a_smaller_share_of_the_penalty(small_run, small_data):
+    """The whole set gets all of it, however many rows there are."""
+    source = small_run("classify", "tiny")
+    options = dict(_logits=1.0, _transfer=str(small_data / "corpus.txt"), objective__C=1.0)
+    task, _ = attached(
+        imitation(small_data, source, "classify", "tiny", train__batch_size=7, **options)
+    )
+    gold = task.splits["train"].dataset.columns["gold"]
+    assert len(gold) > gold.sum() + 100
+    assert task.objective.share == 7 / gold.sum(), "of a run without a teacher"
+    assert task.learner.student.share == 7 / len(gold)
+    task, _ = attached(imitation(small_data, source, "linear", "lr", **options))
+    assert task.learner.student.share == 1.0
+
+
+def test_layers_of_the_teacher(small_data, tmp_path):
+    """Of four, for a student of two: by default the last one of each half."""
+    short = {"model__num_layers": 4, "train__budget": "1 steps", "evals__every": "100%"}
+    train.train(small_runs.config("bert", small_data, SEQ, **short), tmp_path)
+    for named, layers in (("", (1, 3)), ("3,1", (2, 0))):
+        options = dict(_hidden=1.0, _layers=named, model__num_layers=2)
+        task, _ = attached(imitation(small_data, tmp_path, "bert", SEQ, **options))
+        assert task.learner.layers == layers
+        assert task.learner.relation_layer == 3, "the last one"
+
+
 def test_tags_are_compared_word_by_word(small_run, small_data):
     """The teacher's tokenizer cuts words in other places than the student's."""
     source = small_run("ner", "tiny")

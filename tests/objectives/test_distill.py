@@ -182,6 +182,33 @@ def test_terms_follow_their_formulas(teacher, corrupted):
     np.testing.assert_allclose(metrics["loss"][0], weighted, rtol=1e-5)
 
 
+def test_relations_of_any_number_of_heads_and_any_layer_of_the_teacher(teacher, corrupted):
+    """Of vectors of 2 heads, 16 wide, cut anew into 4; the teacher's other layer sees less."""
+    objective, taught = teacher
+    params, local = init(objective), tiny.replace_model(objective, local_window=2, global_every=2)
+    student = distilled(objective, local, relations=1.0, relation_heads=4, task=0.0)
+    student = dataclasses.replace(student, relation_layer=0)
+    ours, theirs = states_of(objective, params, corrupted), states_of(local, taught, corrupted)
+    batch = jax.device_get(corrupted)
+    want = 0.0
+    for row, weight in enumerate(batch["masked_weights"].sum(-1)):
+        real = np.flatnonzero(batch["segment_ids"][row])
+        segments = batch["segment_ids"][row, real]
+        for pair in OFF["relation_pairs"]:
+            found = []
+            for states, layer in ((ours, -1), (theirs, 0)):
+                vectors = [
+                    layer_outputs(states["intermediates"], f"{name}_vectors")[layer, row, real]
+                    for name in pair
+                ]
+                a, b = (np.asarray(x, np.float64).reshape(len(real), 4, 4) for x in vectors)
+                scores = np.einsum("qhd,khd->hqk", a, b) / 2.0
+                sees = segments[:, None] == segments[None]
+                found.append(special.softmax(np.where(sees, scores, -1e30), -1))
+            want += weight * special.rel_entr(found[1], found[0]).sum(-1).mean()
+    np.testing.assert_allclose(loss(student, taught, params, corrupted)[0], want, rtol=1e-4)
+
+
 def test_outputs_are_compared_where_pieces_are_masked_or_everywhere(teacher, corrupted):
     objective, taught = teacher
     params = init(objective)
