@@ -16,6 +16,7 @@ from pretrain.checkpoint import load_params
 from pretrain.errors import UserError
 from pretrain.files import read_jsonl
 from pretrain.objectives.distill import EXTRA
+from pretrain.trees import flatten
 from tests import small_runs, tiny
 from tests.objectives.test_distill import NAMES
 from tools.export_hf import export
@@ -313,6 +314,33 @@ def test_recipes_have_all_that_they_need(arg, small_run, small_data):
         assert not config.checkpoint.best, "the labels' score says nothing of what is learned"
     weighted = [k for k, v in recipes.RECIPES[recipe].items() if v and k in NAMES]
     assert {name.partition("/")[2] for name in metrics if "/" in name} == set(weighted)
+
+
+def test_tinybert_goes_from_text_to_layers_to_labels(small_run, small_data, tmp_path):
+    """Each run starts from the one before; projections go along while they are in use."""
+    text, labels = small_run("bert", SEQ), small_run("classify", "tiny")
+    recipe, params = str(small_runs.ROOT / "configs/distill.py"), {}
+    for name, arg, changes in (
+        ("general", f"tinybert,teacher={text}", {"model.hidden_size": 8}),
+        ("layers", f"tinybert-layers,teacher={labels},student={tmp_path / 'general'}", {}),
+        ("outputs", f"tinybert-outputs,teacher={labels},student={tmp_path / 'layers'}", {}),
+    ):
+        kind = "bert" if name == "general" else "classify"
+        given = small_runs.overrides(kind, SEQ, small_data) | {"train.budget": "2 steps"}
+        given = {key: value for key, value in given.items() if not key.startswith("tokenizer.")}
+        given |= {"optimizer.lr": 1e-2 if name == "general" else 0.0, "evals.every": "100%"}
+        given["seed"] = len(params)  # another beginning
+        train.train(configs.load(recipe, f"{arg},seq=32", given | changes), tmp_path / name)
+        params[name] = flatten(load_params(tmp_path / name, tiny.mesh())[0])
+    learned = {name for name in params["layers"] if name.startswith(EXTRA)}
+    assert learned == {f"{EXTRA}/projection/kernel", f"{EXTRA}/projection/bias"}
+    assert params["outputs"].keys() == params["layers"].keys() - learned
+    for before, after in (("general", "layers"), ("layers", "outputs")):
+        for path in params[before].keys() & params[after].keys():
+            np.testing.assert_array_equal(params[after][path], params[before][path], err_msg=path)
+    assert f"left    {EXTRA}/projection/kernel" in (tmp_path / "outputs/surgery.txt").read_text()
+    last = read_jsonl(tmp_path / "outputs/metrics.jsonl")
+    assert any("train/distill/logits" in record for record in last)
 
 
 def test_next_sentences_are_one_recipes_part():
