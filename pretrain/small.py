@@ -36,7 +36,7 @@ def make_model(config: Reader, num_classes: int) -> nn.Module:
     """The model of a config with its head: class logits of a batch."""
     model, objective = config.model, config.objective
     if model.name == "linear":
-        options = (model.embedding_size, model.beta) if objective.name == "classify" else ()
+        options = _classifier_options(model) if objective.name == "classify" else ()
         return HashedLinear(model.num_features, num_classes, *options)
     fields = {field.name: model[field.name] for field in dataclasses.fields(BiLSTMConfig)}
     trunk = BiLSTM(BiLSTMConfig(**fields))
@@ -49,6 +49,21 @@ def make_model(config: Reader, num_classes: int) -> nn.Module:
             f"expected one of {', '.join(POOLS)}"
         )
     return Classifier(trunk, num_classes, pool, objective.head_dropout)
+
+
+def _classifier_options(model: Reader) -> tuple[int, float]:
+    """``embedding_size`` and ``beta``; `UserError` where they do not go with the rest."""
+    if model.embedding_size and model.weighting == "naive_bayes":
+        raise UserError(
+            f"config.model.embedding_size: found {model.embedding_size} with weighting "
+            "'naive_bayes', expected 0: a feature has a weight for each class, its embedding none"
+        )
+    if model.embedding_size and model.beta < 1.0:
+        raise UserError(
+            f"config.model.beta: found {model.beta} with embedding_size {model.embedding_size}, "
+            "expected 1.0: it is of the weights of features, which have embeddings instead"
+        )
+    return model.embedding_size, model.beta
 
 
 def _feature_encoder(

@@ -112,6 +112,8 @@ def test_a_transformer_may_have_a_crf(small_run):
         ("linear", "lr", {"model__ngrams": 0}, r"model\.ngrams: found 0 with char_ngrams 0"),
         ("linear", "lr", {"model__weighting": "bm25"}, r"model\.weighting: found 'bm25', expected"),
         ("linear", "nbsvm", {"model__beta": 1.5}, r"model\.beta: found 1\.5, expected from 0 to 1"),
+        ("linear", "nbsvm", {"model__embedding_size": 8}, r"embedding_size: found 8 with"),
+        ("linear", "fasttext", {"model__beta": 0.25}, r"beta: found 0\.25 with embedding_size 16"),
         ("linear", "lr", {"model__min_ngrams": 3}, r"model\.min_ngrams: found lengths from 3 to 2"),
         ("bilstm", "classify", {"objective__pool": "max"}, r"objective\.pool: found 'max' with"),
         ("bilstm", "ner", {"init_from": "{}"}, r"init_from: .* holds a linear model"),
