@@ -14,7 +14,7 @@ Argument: a recipe, and `teacher=` the workdir of the finished run (see docs/dis
 
 `size` names the student's shape, where it has none yet: as in bert.py, without labels also as in
 tinybert.py, of MobileBERT as in mobilebert.py (which has teachers of that shape too); `task`
-(classify or ner) what a labelled one learns; `seq` the length of rows.
+(classify, the default, or ner) what a labelled one learns; `seq` the length of rows.
 
 DistilBERT (Sanh et al. 2019), TinyBERT (Jiao et al. 2020), MobileBERT (Sun et al. 2020), MiniLM
 (Wang et al. 2020; 2021), Hinton et al. 2015. Rates are for 32 rows a batch.
@@ -49,7 +49,7 @@ def get_config(arg=None):
         teacher="",
         student="",
         size="",
-        task="classify",
+        task="",
         seq=128,
         nsp=False,
     )
@@ -61,8 +61,12 @@ def get_config(arg=None):
         )
     if arg.nsp and arg.variant != "mobilebert":
         raise UserError(f"config argument 'nsp': found it with {arg.variant!r}, expected none")
+    if arg.task and arg.variant not in LABELLED:
+        raise UserError(
+            f"config argument 'task': found {arg.task!r} with {arg.variant!r}, expected none"
+        )
     if arg.variant in LABELLED:
-        task = configs.variant({"classify": classify, "ner": ner}, arg.task)
+        task = configs.variant({"classify": classify, "ner": ner}, arg.task or "classify")
         config = task.get_config(f"{arg.size or 'tiny'},seq={arg.seq}")
         config.init_from = arg.student
     elif arg.student:

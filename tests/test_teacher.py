@@ -343,9 +343,17 @@ def test_tinybert_goes_from_text_to_layers_to_labels(small_run, small_data, tmp_
     assert any("train/distill/logits" in record for record in last)
 
 
-def test_next_sentences_are_one_recipes_part():
-    with pytest.raises(UserError, match="argument 'nsp': found it with 'minilm', expected none"):
-        configs.load(str(small_runs.ROOT / "configs/distill.py"), "minilm,nsp")
+@pytest.mark.parametrize(
+    ("arg", "said"),
+    [
+        ("minilm,nsp", "argument 'nsp': found it with 'minilm', expected none"),
+        ("minilm,task=ner", "argument 'task': found 'ner' with 'minilm', expected none"),
+        ("labels,task=mlm", "variant: found 'mlm', expected one of classify, ner"),
+    ],
+)
+def test_arguments_that_a_recipe_does_not_read_are_refused(arg, said):
+    with pytest.raises(UserError, match=said):
+        configs.load(str(small_runs.ROOT / "configs/distill.py"), arg)
 
 
 def test_a_sharded_student_and_teacher_give_the_same_step(small_run, small_data, tmp_path):
