@@ -13,7 +13,6 @@ spares stop words.)
 
 import json
 import pathlib
-import re
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -25,10 +24,10 @@ from absl import flags
 from pretrain import cli, sharding, tasks
 from pretrain.checkpoint import load_params
 from pretrain.data import sources
+from pretrain.data.words import WORD
 from pretrain.errors import UserError
 from pretrain.files import check_new, write_text
 
-WORD = re.compile(r"\w+|[^\w\s]")  # punctuation stands by itself, and stays
 ROWS = 32  # masked at a time: of few shapes, so that few programs are compiled
 
 

@@ -7,7 +7,6 @@ processes and machines.
 
 import dataclasses
 import json
-import re
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Self
@@ -16,10 +15,9 @@ import numpy as np
 from etils import epath
 
 from pretrain.data.hashing import GOLDEN, mix
+from pretrain.data.words import WORD
 from pretrain.errors import UserError
 
-# Words and single punctuation marks: "!" and "?" carry sentiment, and so do one-letter words.
-_WORD = re.compile(r"\w+|[^\w\s]")
 _CHARACTER = np.uint64(1 << 40)  # above all code points and CRCs: "a" the letter, not the word
 _AT_A_TIME = 2000  # texts: character n-grams are many before equal ones are counted together
 
@@ -168,7 +166,7 @@ class NgramFeatures:
         shortest, longest = self.options.ngrams
         if not longest:
             return []
-        split = [_WORD.findall(text) for text in texts]
+        split = [WORD.findall(text) for text in texts]
         text = np.repeat(np.arange(len(texts)), [len(words) for words in split])
         words, places = distinct(word for words in split for word in words)
         hashes = mix(np.array([crc(word) for word in words], np.uint64))[places]

@@ -14,7 +14,8 @@ from pretrain.files import write_json
 Columns = dict[str, np.ndarray]
 PAD, UNKNOWN, KNOWN = 0, 1, 2  # ids of words and of characters; known ones from 2 on
 MAX_CHARACTERS = 256 - KNOWN  # so that a character is a byte
-_WORD = re.compile(r"\w+|[^\w\s]")
+# Words and single punctuation marks: "!" and "?" carry sentiment, and so do one-letter words.
+WORD = re.compile(r"\w+|[^\w\s]")
 
 
 class WordIndex:
@@ -33,7 +34,7 @@ class WordIndex:
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Words and punctuation marks."""
         ids = self.words
-        return [[ids.setdefault(w, KNOWN + len(ids)) for w in _WORD.findall(t)] for t in texts]
+        return [[ids.setdefault(w, KNOWN + len(ids)) for w in WORD.findall(t)] for t in texts]
 
 
 class WordEncoder:
@@ -78,7 +79,7 @@ class WordEncoder:
     ) -> Self:
         """Knows the most frequent words that occur ``min_count`` times, ``num_words`` at most."""
         split = (
-            example["tokens"] if task == "tag" else _WORD.findall(example["text"])
+            example["tokens"] if task == "tag" else WORD.findall(example["text"])
             for example in examples
         )
         counts = Counter(word for words in split for word in words)
