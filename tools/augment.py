@@ -13,7 +13,8 @@ spares stop words.)
 
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -101,19 +102,20 @@ class Augmenter:
         return np.concatenate(found)
 
 
-def copies(
-    words: Sequence[str],
-    candidates: Sequence[Sequence[str]],
-    count: int,
-    share: float,
-    rng: np.random.Generator,
-) -> Iterator[list[str]]:
-    """``count`` times the words, each replaced with probability ``share`` if it has candidates."""
-    for _ in range(count):
-        yield [
-            str(rng.choice(options)) if options and rng.random() < share else word
-            for word, options in zip(words, candidates, strict=True)
-        ]
+def replaced(
+    text: str, candidates: Sequence[Sequence[str]], share: float, rng: np.random.Generator
+) -> str:
+    """``text`` with each word, if it has ``candidates``, replaced with probability ``share``.
+
+    What stands between words stays.
+    """
+    in_turn = iter(candidates)
+
+    def choose(word: re.Match) -> str:
+        options = next(in_turn)
+        return str(rng.choice(options)) if options and rng.random() < share else word[0]
+
+    return WORD.sub(choose, text)
 
 
 def main() -> None:
@@ -131,11 +133,14 @@ def main() -> None:
     augmenter = Augmenter(pathlib.Path(values.workdir), values.candidates)
     rng, lines = np.random.default_rng(values.seed), []
     for example in tqdm.tqdm(list(source), desc="augment", unit=" texts"):
-        words = WORD.findall(example["text"])
-        found = augmenter.candidates(words)
+        text = example["text"]
+        found = augmenter.candidates(WORD.findall(text))
+        copies = [replaced(text, found, values.share, rng) for _ in range(values.copies)]
+        texts = dict.fromkeys([text, *copies])
         label = {"label": example["label"]} if values.label else {}
-        texts = [words, *copies(words, found, values.copies, values.share, rng)]
-        for text in dict.fromkeys(map(" ".join, texts)):
+        if not label:  # the labelled data has the text already
+            del texts[text]
+        for text in texts:
             lines.append(json.dumps({"text": text, **label}, ensure_ascii=False) + "\n")
     write_text(output, "".join(lines))
     print(f"wrote {output}: {len(lines):,} texts")
@@ -146,7 +151,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("input", None, "Texts: any source, see docs/data.md.", required=True)
     flags.DEFINE_string("output", None, "New JSON-lines file.", required=True)
     flags.DEFINE_string("text", "text", "Column of the text: its name, or its number.")
-    flags.DEFINE_string("label", "", "Column of the label, which copies keep; '': none.")
+    flags.DEFINE_string(
+        "label", "", "Column of the label: written too, and the text itself; '': copies alone."
+    )
     flags.DEFINE_integer("copies", 20, "New texts of each text; equal ones count once.")
     flags.DEFINE_integer("candidates", 15, "That a word is replaced by.")
     flags.DEFINE_float("share", 0.4, "Of the words of a copy that are replaced.")

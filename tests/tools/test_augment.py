@@ -1,6 +1,7 @@
 """Augmented texts: what words are replaced by, how often, and what is written."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -62,13 +63,22 @@ def test_words_behind_the_row_keep_what_needs_no_place(augmenter):
 
 def test_each_word_is_replaced_with_the_given_probability():
     rng = np.random.default_rng(0)
-    words, candidates = ["a", "b", "c"], [["x", "y"], [], ["z"]]
-    made = list(augment.copies(words, candidates, 2000, 0.4, rng))
+    candidates = [["x", "y"], [], ["z"]]
+    made = [augment.replaced("a b c", candidates, 0.4, rng).split(" ") for _ in range(2000)]
     assert all(copy[1] == "b" for copy in made)
-    replaced = sum(copy[0] != "a" for copy in made)
-    assert abs(replaced - 800) < 5 * math.sqrt(2000 * 0.4 * 0.6)
+    count = sum(copy[0] != "a" for copy in made)
+    assert abs(count - 800) < 5 * math.sqrt(2000 * 0.4 * 0.6)
     x = sum(copy[0] == "x" for copy in made)
-    assert abs(x - replaced / 2) < 5 * math.sqrt(replaced / 4)
+    assert abs(x - count / 2) < 5 * math.sqrt(count / 4)
+
+
+def test_what_stands_between_words_stays():
+    """Candidates are of the words and marks: "don't" is three, and the parts join again."""
+    text, rng = "I don't  know -- (really)!\n", np.random.default_rng(0)
+    words = ["I", "don", "'", "t", "know", "-", "-", "(", "really", ")", "!"]
+    others = [[word.upper()] if word.isalpha() else [] for word in words]
+    assert augment.replaced(text, others, 0.0, rng) == text
+    assert augment.replaced(text, others, 1.0, rng) == "I DON'T  KNOW -- (REALLY)!\n"
 
 
 def run(flags_of, **values):
@@ -95,19 +105,25 @@ def flags_of(monkeypatch):
 
 
 def test_texts_and_their_labels_are_written(flags_of, small_run, small_data, tmp_path, capsys):
+    """Without a label the copies alone: what they are copies of is in the labelled data."""
     source, workdir = tmp_path / "few.tsv", small_run("bert", SEQ)
-    source.write_text("".join((small_data / "train.tsv").open().readlines()[:4]))
+    lines = (small_data / "train.tsv").read_text().splitlines()[:4]
+    given = [line.replace(" ", ", ", 1).split("\t") for line in lines]
+    source.write_text("".join(f"{text}\t{label}\n" for text, label in given))
     output = tmp_path / "more.jsonl"
     run(flags_of, workdir=str(workdir), input=str(source), output=str(output))
     records = read_jsonl(output)
     assert 4 < len(records) <= 12 and f"{len(records)} texts" in capsys.readouterr().out
-    first = [line.split("\t") for line in source.read_text().splitlines()]
-    given = [{"text": " ".join(text.split()), "label": label} for text, label in first]
-    assert [r for r in records if r in given] == given
-    lengths = {(len(r["text"].split()), r["label"]) for r in records}
-    assert lengths == {(len(r["text"].split()), r["label"]) for r in given}
+    pairs = [[record["text"], record["label"]] for record in records]
+    assert [pair for pair in pairs if pair in given] == given
+    shapes = {(re.sub(r"\w+", "w", text), label) for text, label in pairs}
+    assert shapes == {(re.sub(r"\w+", "w", text), label) for text, label in given}
     with pytest.raises(UserError, match=r"--output: .* exists"):
         run(flags_of, workdir=str(workdir), input=str(source), output=str(output))
+    output = tmp_path / "copies.jsonl"
+    run(flags_of, workdir=str(workdir), input=str(source), output=str(output), label="")
+    copies = [{"text": text} for text, label in pairs if [text, label] not in given]
+    assert read_jsonl(output) == copies
 
 
 def test_only_a_masked_language_model_can(small_run):
