@@ -120,7 +120,7 @@ def base(model: str = "transformer", objective: str = "mlm", optimizer: str = "a
 def distillation() -> dict[str, Any]:
     """The section ``distill``: what a teacher adds to the objective, see docs/distillation.md."""
     return dict(
-        teacher="",  # workdir of a finished run to imitate; "": none, and nothing below is read
+        teacher="",  # workdir of a finished run to imitate; "": none, and no other key is set
         task=1.0,  # weight of the objective's own loss
         logits=0.0,  # KL(teacher || student) of the outputs times temperature^2
         temperature=1.0,

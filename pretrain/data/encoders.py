@@ -24,7 +24,7 @@ class TokenEncoder:
     """Rows of sub-word tokens, for transformers.
 
     Attributes:
-      task: "mlm", "causal", "classify" or "tag".
+      task: the objective's name, of `pretrain.schema.OBJECTIVES`.
       label_names: of the labelled tasks, else empty.
       seq_len: length of a row.
     """
