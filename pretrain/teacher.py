@@ -122,6 +122,8 @@ def attach(task: tasks.Task, config: Reader, mesh: Mesh) -> tuple[tasks.Task, di
     labelled = task.objective.name not in LANGUAGE_MODELS
     cached = bool(terms.logits) and (labelled or config.distill.top_k > 0)
     live = terms.of_states or (bool(terms.logits) and not cached)
+    if terms.of_states:
+        _check_families(config, teacher)
     if live or not labelled:  # class probabilities alone need no common pieces
         _check_inputs(task, teacher)
     _check_outputs(terms, task, teacher, config.distill.top_k)
@@ -264,18 +266,22 @@ def _check_inputs(task: tasks.Task, teacher: Teacher) -> None:
         )
 
 
+def _check_families(config: Reader, teacher: Teacher) -> None:
+    """`UserError` unless student and teacher tell their states."""
+    ours, theirs = "config.model.name", "the teacher's model.name"
+    for key, source in ((ours, config), (theirs, teacher.config)):
+        if (name := source.model.name) not in STATES:
+            raise UserError(
+                f"{KEY}: found terms that compare states with {key} {name!r}, which has "
+                f"none to compare; expected {' or '.join(STATES)}, or {KEY}.logits alone"
+            )
+
+
 def _check_states(
     terms: Terms, task: tasks.Task, teacher: Teacher, layers: tuple[int, ...], relation_layer: int
 ) -> tuple[tuple[int, ...], int]:
     """`UserError` unless states can be compared; the teacher's layers, resolved."""
     ours, theirs = (x.model.trunk.config for x in (task.objective, teacher.objective))
-    for section, config in (("config.model.name", ours), ("the teacher's model.name", theirs)):
-        known = [FAMILIES[name].options for name in STATES]
-        if type(config) not in known:
-            raise UserError(
-                f"{KEY}: found terms that compare states, expected {section} to be "
-                f"{' or '.join(STATES)}"
-            )
     if not layers and not terms.by_layer:
         layers = (theirs.num_layers - 1,) * ours.num_layers  # no term asks
     elif not layers:

@@ -234,7 +234,8 @@ REFUSED = [
     ("classify", "tiny", dict(_logits=1.0, _all_positions=True), "all_positions: found true, exp"),
     ("gpt", SEQ, dict(_logits=1.0), "with objective.name 'causal' and a teacher with 'mlm'"),
     ("classify", "tiny", dict(_hidden=1.0), "trained for 'mlm', expected objective.name 'class"),
-    ("linear", "lr", dict(_hidden=1.0), "has another tokenizer than the student"),
+    ("linear", "lr", dict(_hidden=1.0), "with config.model.name 'linear', which has none to comp"),
+    ("bilstm", "classify", dict(_cosine=1.0), "with config.model.name 'bilstm', which has none"),
 ]
 
 
@@ -244,6 +245,13 @@ def test_a_teacher_that_does_not_fit_is_refused(name, arg, changes, said, small_
     with pytest.raises(UserError, match=said) as error:
         attached(imitation(small_data, source, name, arg, **changes))
     assert "\n" not in str(error.value) and "distill" in str(error.value)
+
+
+def test_a_teacher_without_states_is_refused(small_run, small_data):
+    source = small_run("linear", "lr")
+    config = imitation(small_data, source, "classify", "tiny", _hidden=1.0)
+    with pytest.raises(UserError, match=r"the teacher's model\.name 'linear', which has none"):
+        attached(config)
 
 
 def test_terms_without_a_teacher_are_refused(small_data):
