@@ -191,6 +191,11 @@ def _terms(config: Reader) -> tuple[Terms, tuple[int, ...], int]:
             f"{KEY}.progressive: found {terms.progressive} with cosine, embeddings or relations, "
             "expected these to be 0: they are of no one layer"
         )
+    if terms.progressive and not (terms.task or terms.logits):
+        raise UserError(
+            f"{KEY}.progressive: found {terms.progressive} with task 0 and logits 0, expected one "
+            "of them above 0: the rest of the budget learns nothing else"
+        )
     return terms, layers, relation_layer
 
 

@@ -220,6 +220,7 @@ REFUSED = [
     ("bert", SEQ, dict(_logits=1.0, tokenizer__path=OTHER), "has another tokenizer than"),
     ("gpt", SEQ, dict(_logits=1.0, _top_k=2, tokenizer__path=OTHER), "has another tokenizer than"),
     ("bert", SEQ, dict(_hidden=1.0, _cosine=1.0, _progressive=0.5), "with cosine, embeddings or"),
+    ("bert", SEQ, dict(_hidden=1.0, _task=0.0, _progressive=0.5), "with task 0 and logits 0, expe"),
     ("bert", SEQ, dict(_logits=1.0, _progressive=0.5), "progressive: found 0.5, which nothing rea"),
     ("bert", SEQ, dict(_relations=1.0, _relation_pairs="query"), "relation_pairs: found 'query'"),
     ("bert", SEQ, dict(_relations=1.0, _relation_heads=3), "relation_heads: 3 does not divide"),
