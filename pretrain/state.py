@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pretrain import optim, processes, sharding
+from pretrain.models.layers import micro_batch
 from pretrain.objectives.base import Batch, Metrics, Objective
 from pretrain.trees import Names, dimension_names, merge
 
@@ -158,9 +159,10 @@ def train_step(
     """One update from one global batch.
 
     Loss and gradients are summed over all rows, whatever micro-batch or device holds them, and
-    divided once by the summed weights. ``key`` is the run's; what is drawn is a function of it and
-    of ``state.step``. ``progress`` is the fraction of the budget spent, ``lr`` the learning rate.
-    Frozen parameters have no gradient. ``teacher``: the parameters of `Objective.init_teacher`.
+    divided once by the summed weights. ``key`` is the run's; what is drawn is a function of it, of
+    ``state.step`` and of a row's place in the batch. ``progress`` is the fraction of the budget
+    spent, ``lr`` the learning rate. Frozen parameters have no gradient. ``teacher``: the parameters
+    of `Objective.init_teacher`.
     """
     names, tokens = parameter_names(objective), real_tokens(batch)
     objective = objective.bind(teacher, progress)
@@ -174,27 +176,28 @@ def train_step(
     def whole(params):
         return merge(params, frozen) if frozen else params
 
-    def sums(params, rows, key):
-        loss, weight, metrics, *memory = objective.loss(whole(params), rows, key)
+    def sums(params, rows, number):
+        with micro_batch(number, accumulate):
+            loss, weight, metrics, *memory = objective.loss(whole(params), rows, dropout_key)
         return loss, (weight, metrics, memory)
 
-    def gradient(params, rows, key):
+    def gradient(params, rows, number):
         sums_of = jax.value_and_grad(sums, has_aux=True)
-        (loss, (weight, metrics, memory)), grads = sums_of(params, rows, key)
+        (loss, (weight, metrics, memory)), grads = sums_of(params, rows, number)
         return ((loss, (weight, metrics)), grads), memory
 
     def all_sums(params):
         if accumulate == 1:
-            return gradient(params, batch, dropout_key)
+            return gradient(params, batch, 0)
 
         def add(total, inputs):
             found, memory = gradient(params, *inputs)
             return jax.tree.map(jnp.add, total, found), memory
 
         rows = _micro_batches(batch, accumulate)
-        keys = jax.random.split(dropout_key, accumulate)
-        first = jax.tree.map(lambda x: x[0], (rows, keys))
-        rest = jax.tree.map(lambda x: x[1:], (rows, keys))
+        numbers = jnp.arange(accumulate, dtype=jnp.uint32)
+        first = jax.tree.map(lambda x: x[0], (rows, numbers))
+        rest = jax.tree.map(lambda x: x[1:], (rows, numbers))
         total, memory = gradient(params, *first)
         total, later = jax.lax.scan(add, total, rest)
         memory = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), memory, later)

@@ -4,9 +4,11 @@ Parameters are float32 and carry logical axis names (``pretrain.sharding`` maps 
 ``dtype`` is the type of the activations.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import flax.linen as nn
 import jax
@@ -227,11 +229,26 @@ def mix(word: jax.Array) -> jax.Array:
     return word ^ (word >> 16)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+_PART = contextvars.ContextVar("part", default=(0, 1))  # of the batch: its number, of how many
+
+
+@contextlib.contextmanager
+def micro_batch(number: jax.Array | int, count: int) -> Iterator[None]:
+    """What is traced within sees rows ``number``, ``number + count``, ... of the whole batch."""
+    token = _PART.set((number, count))
+    try:
+        yield
+    finally:
+        _PART.reset(token)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, by_row: bool = True) -> jax.Array:
     """Inverted dropout; ``key=None`` or ``rate=0`` returns ``x``.
 
     The mask hashes each element's index with the key: cheaper than a counter-based generator, it
-    fuses into what surrounds it, and does not depend on how ``x`` is laid out over devices.
+    fuses into what surrounds it, and does not depend on how ``x`` is laid out over devices. Rows,
+    the leading dimension, count as in the whole batch (`micro_batch`): so it does not depend on how
+    the batch is cut either. ``by_row``: false for what all rows share.
     """
     if key is None or rate == 0.0:
         return x
@@ -239,6 +256,9 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     # One hash of the row's place in the leading dimension, one of the element's place in its row:
     # neither index leaves 32 bits, and a sharded dimension stays an iota.
     row = jax.lax.broadcasted_iota(jnp.uint32, (x.shape[0],) + (1,) * (x.ndim - 1), 0)
+    if by_row:
+        number, count = _PART.get()
+        row = row * jnp.uint32(count) + jnp.asarray(number, jnp.uint32)
     index = jnp.zeros((1,) * x.ndim, jnp.uint32)
     for axis in range(1, x.ndim):
         index = index * jnp.uint32(x.shape[axis])

@@ -312,11 +312,12 @@ class TransformerXL(nn.Module):
         if memory_segment_ids is None:
             memory_segment_ids = jnp.broadcast_to(segment_ids[:, :1], (rows, held))
 
-        def drop(x):
-            return dropout(x, cfg.dropout, None if deterministic else self.make_rng("dropout"))
+        def drop(x, by_row=True):
+            key = None if deterministic else self.make_rng("dropout")
+            return dropout(x, cfg.dropout, key, by_row)
 
         encodings = relative_encodings(held + length, cfg.hidden_size, cfg.clamp_len)
-        encodings = drop(encodings.astype(cfg.dtype))
+        encodings = drop(encodings.astype(cfg.dtype), by_row=False)
         mask = memory_mask(segment_ids, memory_segment_ids, cfg.mem_len if cfg.same_length else 0)
         x = constrain(drop(self.word(tokens)), "batch", "length", None)
         self.sow("intermediates", "embedded", x)

@@ -14,7 +14,8 @@ class Objective(abc.ABC):
     """Subclasses are frozen dataclasses: equal objectives share one compiled step.
 
     ``corrupt`` sees the whole global batch, so that what it draws does not depend on how the batch
-    is cut into micro-batches or laid out over devices. Losses are sums: the step divides once.
+    is cut into micro-batches or laid out over devices; `pretrain.models.layers.dropout` counts rows
+    of the whole batch to the same end. Losses are sums: the step divides once.
     """
 
     name: str

@@ -5,8 +5,10 @@ import dataclasses
 import inspect
 import textwrap
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pretrain import schema
@@ -21,6 +23,7 @@ from pretrain.models import (
     transformer_xl,
 )
 from pretrain.models.families import FAMILIES
+from pretrain.models.layers import micro_batch
 from tests import tiny
 
 PARTS = {  # of each, the parts that read its options beside those that all families have
@@ -54,6 +57,30 @@ def read_options(part) -> set[str]:
 def test_every_field_of_the_config_is_used(name):
     used = set().union(*map(read_options, (*PARTS[name], *COMMON)))
     assert not {field.name for field in dataclasses.fields(FAMILIES[name].options)} - used
+
+
+@pytest.mark.parametrize("name", FAMILIES.keys() - {"transformer"})  # of which test_state tells
+def test_dropout_in_micro_batches_is_that_of_the_whole_batch(name):
+    """Also of what all rows share, as relative positions."""
+    section = schema.MODELS[name] | tiny.SHAPE | {"dropout": 0.3, "attention_dropout": 0.3}
+    section |= {"embedding_size": 16} if "embedding_size" in section else {}
+    model = FAMILIES[name].backbone(FAMILIES[name].options(**section))
+    rng = np.random.default_rng(0)
+    ids = jnp.asarray(rng.integers(5, tiny.VOCAB, (4, 8)).astype(np.int32))
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), ids))["params"]
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), shapes)
+
+    def forward(ids):
+        rngs = {"dropout": jax.random.key(1)}
+        return model.apply({"params": params}, ids, deterministic=False, rngs=rngs)
+
+    def part(number):
+        with micro_batch(number, 2):
+            return forward(jnp.where(number == 0, ids[::2], ids[1::2]))
+
+    whole, parts = jax.jit(lambda: (forward(ids), jax.lax.map(part, jnp.arange(2))))()
+    for number in range(2):
+        np.testing.assert_allclose(parts[number], whole[number::2], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from pretrain.models import layers
-from pretrain.models.layers import ACTIVATIONS, Dense, Embed, LayerNorm, dropout, rotary
+from pretrain.models.layers import (
+    ACTIVATIONS,
+    Dense,
+    Embed,
+    LayerNorm,
+    dropout,
+    micro_batch,
+    rotary,
+)
 from tests import tiny
 
 
@@ -238,3 +246,13 @@ def test_dropout_does_not_depend_on_the_layout():
     sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
     got = jax.jit(lambda x: dropout(x, 0.3, jax.random.key(1)))(sharded)
     np.testing.assert_array_equal(np.asarray(got), want)
+
+
+def test_dropout_does_not_depend_on_micro_batches():
+    x, key = jnp.ones((6, 5, 4)), jax.random.key(1)
+    want = np.asarray(dropout(x, 0.3, key))
+    for number in range(3):
+        with micro_batch(number, 3):
+            np.testing.assert_array_equal(dropout(x[number::3], 0.3, key), want[number::3])
+            np.testing.assert_array_equal(dropout(x, 0.3, key, by_row=False), want)
+    np.testing.assert_array_equal(dropout(x, 0.3, key), want)
