@@ -18,11 +18,15 @@ from pretrain.objectives.labelled import Classification
 from tests import tiny
 
 PLAIN = dict(bias=False, norm="rms", norm_position="pre")
+NOISE = dict(dropout=0.1, attention_dropout=0.1)
+GENERATED = dict(generator=tiny.lm(num_layers=1, **NOISE), mask_prob=0.85, random_prob=0.0)
 CASES = {
-    "mlm": (tiny.mlm(dropout=0.1, attention_dropout=0.1), tiny.lm_batch()),
+    "mlm": (tiny.mlm(**NOISE), tiny.lm_batch()),
     # Without biases: a key's has no gradient but noise, and Lion's sign would make steps of it.
     "causal": (tiny.causal(chunk_size=7, **PLAIN), tiny.lm_batch()),
-    "classify": (tiny.classification(), tiny.task_batch()),
+    "rtd": (dataclasses.replace(tiny.rtd(**NOISE), **GENERATED), tiny.lm_batch()),
+    "pairs": (tiny.pairs(**NOISE), tiny.pair_batch()),
+    "classify": (tiny.classification(remat="dots_saveable", **NOISE), tiny.task_batch()),
 }
 OPTIONS = {  # of every optimizer but L-BFGS
     "adamw": {},
@@ -123,13 +127,15 @@ def assert_close(got, want):
 @pytest.mark.parametrize(
     "name, sizes, accumulate",
     [
-        # Its dropout and masks are the same on every mesh; accumulation draws by micro-batch.
-        ("mlm", {"data": 2, "fsdp": 2, "tensor": 2}, 1),
+        ("mlm", {"data": 2, "fsdp": 2, "tensor": 2}, 2),
         ("causal", {"fsdp": 2, "tensor": 2, "sequence": 2}, 4),
+        ("rtd", {"data": 1}, 2),
+        ("pairs", {"data": 1}, 4),
     ],
     ids=str,
 )
 def test_update_does_not_depend_on_layout(name, sizes, accumulate):
+    """Masks, samples and dropout are those of the whole batch."""
     params, metrics = three_steps(*CASES[name], tiny.mesh(**sizes), accumulate)
     expected, expected_metrics = on_one_device(name)
     assert_close(params, expected)
@@ -147,11 +153,11 @@ def test_a_state_on_the_host_gives_the_same_updates():
 
 
 def test_gradient_is_that_of_the_mean_over_weights():
-    """Rows that weigh nothing change nothing."""
+    """Rows that weigh nothing change nothing, in micro-batches on eight devices."""
     objective, batch = CASES["classify"]
     ghosts = {k: np.concatenate([v, v[::-1]]) for k, v in batch.items()}
     ghosts["weights"][len(batch["weights"]) :] = 0
-    got, _ = three_steps(objective, ghosts, tiny.mesh(data=2, fsdp=2, tensor=2))
+    got, _ = three_steps(objective, ghosts, tiny.mesh(data=2, fsdp=2, tensor=2), 2)
     assert_close(got, on_one_device("classify")[0])
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import optax
 
 from pretrain import optim, schema, sharding
-from pretrain.models.families import language_model
+from pretrain.models.families import language_model, pair_model
 from pretrain.models.heads import Classifier, Discriminator, LanguageModel, Tagger
 from pretrain.models.transformer import Transformer, TransformerConfig
 from pretrain.objectives.causal import CausalLM
 from pretrain.objectives.labelled import Classification, Tagging
 from pretrain.objectives.mlm import MaskedLM
+from pretrain.objectives.pairs import SentencePairLM
 from pretrain.objectives.rtd import ReplacedTokenDetection
 
 VOCAB = 64
@@ -33,6 +34,11 @@ def lm(**overrides) -> LanguageModel:
 
 def mlm(**overrides) -> MaskedLM:
     return MaskedLM(lm(**overrides), 4, SPECIAL, VOCAB, 0.15, 0.8, 0.1)
+
+
+def pairs(**overrides) -> SentencePairLM:
+    model = pair_model("transformer", transformer(**overrides))
+    return SentencePairLM(model, 4, SPECIAL, VOCAB, 0.3, 0.8, 0.1)
 
 
 def rtd(**overrides) -> ReplacedTokenDetection:
@@ -107,6 +113,22 @@ def lm_batch(rows: int = 8, seq_len: int = 24, seed: int = 0, padded: bool = Tru
         tokens[row, [0, cut]], tokens[row, [cut - 1, end - 1]] = 2, 3
         tokens[row, end:], positions[row, end:] = 0, 0
     return {"tokens": tokens, "segment_ids": segment_ids, "positions": positions}
+
+
+def pair_batch() -> dict:
+    """Rows of two texts; one is no pair, one counts for nothing, one for a half."""
+    batch = lm_batch()
+    real = batch["segment_ids"] > 0
+    rng = np.random.default_rng(0)
+    return {
+        "tokens": batch["tokens"],
+        "token_types": (batch["segment_ids"] == 2).astype(np.int32),
+        "segment_ids": real.astype(np.int32),
+        "positions": np.arange(24, dtype=np.int32)[None] * real,
+        "pair_labels": rng.integers(0, 2, 8).astype(np.int32),
+        "pair_weights": np.array([1, 1, 1, 0, 1, 1, 1, 1], np.float32),
+        "weights": np.array([1, 1, 0, 1, 0.5, 1, 1, 1], np.float32),
+    }
 
 
 def task_batch(rows: int = 8, seq_len: int = 24, num_classes: int = 3, seed: int = 0) -> dict:

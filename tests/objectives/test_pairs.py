@@ -10,35 +10,14 @@ import numpy as np
 import pytest
 
 from pretrain import trees
-from pretrain.models.families import language_model, pair_model
+from pretrain.models.families import pair_model
 from pretrain.models.heads import Classifier
 from pretrain.models.transformer import Transformer
-from pretrain.objectives.mlm import MaskedLM
-from pretrain.objectives.pairs import SentencePairLM
 from tests import tiny
 
 KEY = jax.random.key(0)
 OPTIONS = tiny.transformer()
-MASKING = dict(
-    mask_id=4, special_ids=tiny.SPECIAL, num_pieces=tiny.VOCAB, mask_rate=0.3, mask_prob=0.8,
-    random_prob=0.1,
-)  # fmt: skip
-OBJECTIVE = SentencePairLM(pair_model("transformer", OPTIONS), **MASKING)
-
-
-def pair_batch() -> dict[str, np.ndarray]:
-    batch = tiny.lm_batch()
-    real = batch["segment_ids"] > 0
-    rng = np.random.default_rng(0)
-    return {
-        "tokens": batch["tokens"],
-        "token_types": (batch["segment_ids"] == 2).astype(np.int32),
-        "segment_ids": real.astype(np.int32),
-        "positions": np.arange(24, dtype=np.int32)[None] * real,
-        "pair_labels": rng.integers(0, 2, 8).astype(np.int32),
-        "pair_weights": np.array([1, 1, 1, 0, 1, 1, 1, 1], np.float32),
-        "weights": np.array([1, 1, 0, 1, 0.5, 1, 1, 1], np.float32),
-    }
+OBJECTIVE = tiny.pairs()
 
 
 @functools.cache
@@ -49,7 +28,7 @@ def params():
 
 @functools.cache
 def corrupted():
-    return jax.device_get(jax.jit(OBJECTIVE.corrupt)(pair_batch(), jax.random.key(5)))
+    return jax.device_get(jax.jit(OBJECTIVE.corrupt)(tiny.pair_batch(), jax.random.key(5)))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -122,8 +101,8 @@ def test_parts_of_a_batch_sum_up_to_it():
 
 
 def test_masks_are_those_of_a_masked_language_model():
-    same = MaskedLM(language_model("transformer", OPTIONS), **MASKING)
-    same = jax.device_get(jax.jit(same.corrupt)(pair_batch(), jax.random.key(5)))
+    same = dataclasses.replace(tiny.mlm(), mask_rate=OBJECTIVE.mask_rate)
+    same = jax.device_get(jax.jit(same.corrupt)(tiny.pair_batch(), jax.random.key(5)))
     for name, value in same.items():
         np.testing.assert_array_equal(corrupted()[name], value, err_msg=name)
     assert corrupted().keys() == same.keys() | {"pair_scale"}
@@ -131,7 +110,7 @@ def test_masks_are_those_of_a_masked_language_model():
 
 def test_held_out_scores_do_not_depend_on_the_batch():
     def sums(predict, rows):
-        found = predict(params(), {k: v[rows] for k, v in pair_batch().items()})
+        found = predict(params(), {k: v[rows] for k, v in tiny.pair_batch().items()})
         return {k: np.array(pair, np.float64) for k, pair in found.items()}
 
     predict = jax.jit(OBJECTIVE.predict)
@@ -140,7 +119,8 @@ def test_held_out_scores_do_not_depend_on_the_batch():
         np.testing.assert_allclose(parts[0][name] + parts[1][name], pair, rtol=1e-4)
     assert whole.keys() | {"perplexity"} == set(OBJECTIVE.scores)
     assert (
-        whole["pair_accuracy"][1] == (pair_batch()["pair_weights"] * pair_batch()["weights"]).sum()
+        whole["pair_accuracy"][1]
+        == (tiny.pair_batch()["pair_weights"] * tiny.pair_batch()["weights"]).sum()
     )
 
 
@@ -161,7 +141,7 @@ def test_families_without_token_types_or_pooler_learn_pairs():
         model = pair_model("transformer", tiny.transformer(**changes))
         made = dataclasses.replace(OBJECTIVE, model=model)
         found = nn.unbox(jax.eval_shape(made.init, KEY))["params"]
-        batch = jax.eval_shape(made.corrupt, pair_batch(), KEY)
+        batch = jax.eval_shape(made.corrupt, tiny.pair_batch(), KEY)
         loss, weight, _ = jax.eval_shape(made.loss, found, batch, KEY)
         assert loss.shape == weight.shape == () and loss.dtype == jnp.float32
 
