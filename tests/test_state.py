@@ -117,11 +117,11 @@ def by_each_optimizer():
     return three_steps(*CASES["causal"], tiny.mesh(), optimizer=Together())
 
 
-def assert_close(got, want):
+def assert_close(got, want, atol=2e-6):
     got, want = trees.flatten(got), trees.flatten(want)
     assert got.keys() == want.keys()
     for path, x in got.items():
-        np.testing.assert_allclose(x, want[path], atol=2e-6, rtol=0, err_msg=path)
+        np.testing.assert_allclose(x, want[path], atol=atol, rtol=0, err_msg=path)
 
 
 @pytest.mark.parametrize(
@@ -242,15 +242,35 @@ def test_counts_are_those_of_the_published_shape():
     assert counts == {"total": embedding + other, "embedding": embedding, "other": other}
 
 
-def test_lbfgs_reaches_the_minimum_of_a_penalised_loss():
-    """At the minimum the gradient of scikit-learn's objective vanishes."""
+def linear_case():
+    """An objective without layers, and 40 rows for it."""
     rng = np.random.default_rng(0)
     features = np.tile(np.arange(6, dtype=np.int32), (40, 1))
-    values = rng.normal(size=(40, 6)).astype(np.float32)
-    labels = rng.integers(0, 3, 40).astype(np.int32)
-    batch = {"features": features, "values": values, "labels": labels}
+    batch = {"features": features, "values": rng.normal(size=(40, 6)).astype(np.float32)}
+    batch["labels"] = rng.integers(0, 3, 40).astype(np.int32)
     batch["weights"] = np.ones(40, np.float32)
-    objective = Classification(HashedLinear(6, 3), "softmax", 2.0, 1.0)
+    return Classification(HashedLinear(6, 3), "softmax", 2.0, 1.0), batch
+
+
+def test_the_moving_average_is_that_of_the_parameters_after_each_update():
+    (objective, batch), averaged = linear_case(), tiny.adamw(ema=0.9)
+    update = compiled(objective, batch, tiny.mesh(), optimizer=averaged)
+    now = initial_state(objective, averaged)
+    want = now.params
+    for n in range(1, 4):
+        now, _ = update(now)
+        decay = (1 + n) / (10 + n)  # still below 0.9
+        want = jax.tree.map(lambda m, p, d=decay: d * m + (1 - d) * p, want, now.params)
+        now = jax.device_get(now)  # a step donates it
+    assert_close(now.mean, want, atol=1e-7)
+    moved = np.abs(now.params["kernel"] - now.mean["kernel"])
+    assert moved.max() > 1e-4, "the average lags behind"
+
+
+def test_lbfgs_reaches_the_minimum_of_a_penalised_loss():
+    """At the minimum the gradient of scikit-learn's objective vanishes."""
+    objective, batch = linear_case()
+    values, labels = batch["values"], batch["labels"]
     optimizer = optim.create("lbfgs", memory=10, tolerance=1e-6)
     params = batch_minimum(objective, optimizer, batch)
 
