@@ -1,6 +1,7 @@
 """Each optimizer against an independent formula, what all share, and layers that are stacked."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from pretrain import optim, schema, state, trees
+from pretrain import directions, optim, schema, state, trees
 from pretrain.directions import Leaves
 from pretrain.errors import UserError
 from pretrain.models.families import FAMILIES, language_model
@@ -77,9 +78,9 @@ def momentum(g, _, memory, __, nesterov=False):
     return g + 0.9 * memory["m"] if nesterov else memory["m"]
 
 
-def adafactor(g, p, memory, t):
+def adafactor(g, p, memory, t, factored=128):
     b2 = 1 - t**-0.8
-    if min(g.shape) >= 128:
+    if g.ndim > 1 and min(g.shape) >= factored:
         rows, columns = (g * g).mean(1), (g * g).mean(0)
         memory["r"] = b2 * memory.get("r", 0) + (1 - b2) * rows
         memory["c"] = b2 * memory.get("c", 0) + (1 - b2) * columns
@@ -175,17 +176,17 @@ def layers_apart(arrays):
 
 
 @pytest.mark.parametrize("name", ["lamb", "adafactor", "muon"])
-def test_stacked_layers_are_updated_as_each_by_itself(name):
+def test_stacked_layers_are_updated_as_each_by_itself(name, monkeypatch):
     """By the formulas, on matrices of two dimensions; Muon leaves the rest to Adam."""
+    monkeypatch.setattr(directions, "FACTORED", 4)  # so small are these matrices
     names, params = stacked_case()
 
     def apart(step, params):
         arrays = gradients(step, dict(sorted(trees.flatten(params).items())))
         return arrays
 
-    def direction(g, p, memory, t):
-        return {"lamb": adam, "adafactor": adafactor, "muon": muon}[name](g, p, memory, t)
-
+    factored = functools.partial(adafactor, factored=directions.FACTORED)
+    direction = {"lamb": adam, "adafactor": factored, "muon": muon}[name]
     options = {"clip": 0.0, "weight_decay": 0.1} | ({"b2": 0.98} if name == "lamb" else {})
     nested = trees.nest(params)
     got = run(create(name, **options), nested, names, 3, lambda i, p: trees.nest(apart(i, p)))
@@ -214,10 +215,17 @@ def test_muons_matrices_are_nearly_orthogonal():
         assert values.min() > 0.3 and values.max() < 1.3
 
 
-@pytest.mark.parametrize("family", [name for name, kind in FAMILIES.items() if kind.objectives])
-def test_muon_takes_every_matrix_of_a_layer_and_nothing_else(family):
+@pytest.mark.parametrize(
+    "family, changes",
+    [
+        *((name, {}) for name, kind in FAMILIES.items() if kind.objectives),
+        ("transformer", {"first_norm": False, "norm_position": "pre"}),  # layer 0 by itself
+    ],
+    ids=str,
+)
+def test_muon_takes_every_matrix_of_a_layer_and_nothing_else(family, changes):
     """The leaves that it orthogonalises have as many entries as matrices of the layers."""
-    section = schema.MODELS[family] | {"vocab_size": 64}
+    section = schema.MODELS[family] | {"vocab_size": 64} | changes
     kind = FAMILIES[family].options
     options = kind(**{f.name: section[f.name] for f in dataclasses.fields(kind)})
     model = language_model(family, options)
@@ -226,13 +234,13 @@ def test_muon_takes_every_matrix_of_a_layer_and_nothing_else(family):
     names = trees.dimension_names(jax.eval_shape(initialise, jax.random.key(0))["params"])
     leaves = Leaves(names)
     matrices = {path for path in names if leaves.is_layer_matrix(path)}
-    assert matrices == {p for p in names if "/layers/" in p and p.endswith("/kernel")}
+    inside = {p for p in names if "/layers/" in p or "/first_layer/" in p}
+    assert any("/first_layer/" in p for p in inside) == bool(changes)
+    assert matrices == {p for p in inside if p.endswith("/kernel")}
     for path in matrices:
         rows, columns = leaves.groups(path)
-        width = ("heads", "kv")
-        assert [len(rows), len(columns)] == [
-            1 + (names[path][1:3] == width), 1 + (names[path][-2:] == width)
-        ]  # fmt: skip
+        width, own = ("heads", "kv"), names[path][leaves.is_stacked(path) :]
+        assert [len(rows), len(columns)] == [1 + (own[:2] == width), 1 + (own[-2:] == width)]
 
 
 # What all optimizers share.
