@@ -8,6 +8,7 @@ one table each, so that a resolved config holds no key that nothing reads.
 import hashlib
 import importlib.util
 import json
+import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -286,8 +287,7 @@ AT_LEAST_ONE = (
     *("model.min_ngrams", "model.min_char_ngrams", "model.min_count", "model.word_length"),
     *("model.num_ffns", "model.relative_buckets", "model.relative_distance", "model.div_val"),
     *("objective.chunk_size", "objective.mean_span", "objective.num_sentinels"),
-    "optimizer.memory",
-    *("train.accumulate", "evals.batch_size", "checkpoint.keep"),
+    *("optimizer.memory", "train.accumulate", "evals.batch_size", "checkpoint.keep"),
 )
 NOT_NEGATIVE = (
     *("model.vocab_size", "model.type_vocab_size", "model.window", "objective.C"),
@@ -295,19 +295,16 @@ NOT_NEGATIVE = (
     *("model.local_window", "model.num_decoder_layers", "model.decoder_start_id"),
     *("model.mup_base_width", "model.mup_base_head_size"),
     *("model.mem_len", "model.clamp_len", "model.ngrams", "model.char_ngrams"),
-    *("objective.eval_mem_len", "objective.eval_clamp_len"),
+    *("objective.eval_mem_len", "objective.eval_clamp_len", "objective.discriminator_weight"),
     *("objective.static_masks", "objective.generator_size", "objective.generator_layers"),
-    "objective.discriminator_weight",
     *("seed", "data.limit", "data.validation_limit", "train.batch_size", "evals.batches"),
-    *("optimizer.lr", "optimizer.end", "optimizer.weight_decay", "optimizer.clip"),
-    "optimizer.update_clip",
+    *("optimizer.lr", "optimizer.weight_decay", "optimizer.clip", "optimizer.update_clip"),
     *(f"distill.{name}" for name in ("task", "logits", "top_k", "cosine", "embeddings", "hidden")),
     *(f"distill.{name}" for name in ("mean", "variance", "attention", "attention_scores")),
     *(f"distill.{name}" for name in ("relations", "relation_heads", "relation_layer")),
 )
 POSITIVE = (
-    "distill.temperature",
-    "model.smoothing",
+    *("distill.temperature", "model.smoothing"),
     *("model.norm_eps", "model.outer_norm_eps", "model.rotary_base", "model.local_rotary_base"),
     *("optimizer.eps", "optimizer.tolerance", "optimizer.rms", "optimizer.layer_decay"),
 )
@@ -318,7 +315,7 @@ SHARES = (
 )
 RATES = ("objective.mask_rate", "objective.replace_rate")
 PROBABILITIES = ("objective.mask_prob", "objective.random_prob")
-UNIT = (*PROBABILITIES, "model.beta")
+UNIT = (*PROBABILITIES, "model.beta", "optimizer.end")
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (AT_LEAST_ONE, lambda x: x >= 1, "at least 1"),
     (NOT_NEGATIVE, lambda x: x >= 0, "at least 0"),
@@ -328,7 +325,6 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (UNIT, lambda x: 0 <= x <= 1, "from 0 to 1"),
     (("objective.noise_density",), lambda x: 0 < x <= 0.5, "above 0, to 0.5"),
 )
-
 
 SHOWN = 5  # differences that are told one by one
 
@@ -345,6 +341,9 @@ def check(config: ConfigDict) -> None:
                 "differ); choose it in the config file, which sets the keys that go with it"
             )
     leaves = flatten(config)
+    for key, value in leaves.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{key}: found {value}, expected a finite number")
     for keys, inside, expected in RANGES:
         for key in keys:
             if key in leaves and not inside(leaves[key]):
