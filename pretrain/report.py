@@ -12,6 +12,7 @@ from pretrain.comparison import (
     Model,
     Row,
     Task,
+    ancestors,
     comparisons,
     finished,
     is_pretraining,
@@ -313,6 +314,19 @@ def _cost_row(
     ]
 
 
+def _pretrained_once(labelled: Sequence[Task], rows: Sequence[Row]) -> bool:
+    """Whether all seeds of a model start from one run, for every model that starts from any."""
+    by_name = {row["name"]: row for row in rows}
+    roots: dict[tuple[str, str], set[str]] = {}
+    for task in labelled:
+        for row in task.rows:
+            if start := row["init_from"]:
+                chain = ancestors(row, by_name)
+                root = chain[-1]["name"] if chain else start
+                roots.setdefault((task.name, row["model"]), set()).add(root)
+    return bool(roots) and all(len(found) == 1 for found in roots.values())
+
+
 def _method(labelled: Sequence[Task], rows: Sequence[Row], notes: Sequence[str]) -> list[Block]:
     count = sum(c.gain.n > 1 for task in labelled for c in comparisons(task))
     items = [
@@ -320,7 +334,7 @@ def _method(labelled: Sequence[Task], rows: Sequence[Row], notes: Sequence[str])
         "Intervals are 95 % Student t over seeds. They cover the choice of the labelled sample and "
         "the randomness of training on it, not the choice of the test examples.",
     ]
-    if any(row.get("init_from") for row in rows):
+    if _pretrained_once(labelled, rows):
         items.append(
             "Each pretraining ran once and all seeds start from it: the intervals of pretrained "
             "models leave out its randomness."

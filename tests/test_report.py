@@ -260,6 +260,19 @@ def test_the_validation_set_is_that_of_labelled_runs():
     assert "a validation set of at most 300 further" in text and "2,331" not in text
 
 
+def test_one_pretraining_of_all_seeds_is_told_only_where_it_is_so():
+    said = "Each pretraining ran once and all seeds start from it"
+    rows = study_table.table(pair((0.5, 0.6), (0.4, 0.5)))
+    assert said in make(rows)[0]
+    assert said not in make(study_table.table({(NER, SCRATCH): {200: (0.4, 0.5)}}))[0]
+    again = rows[0] | {"name": "mlm-tiny-again", "init_from": "mlm-tiny"}
+    tuned = next(r for r in rows if r["model"] == PRETRAINED and r["seed"] == 1)
+    tuned["init_from"] = "mlm-tiny-again"
+    assert said in make([*rows, again])[0], "goes back to the same run"
+    again["init_from"] = ""
+    assert said not in make([*rows, again])[0], "each seed has its own"
+
+
 def test_candidates_are_counted():
     rows = study_table.table(pair((0.5, 0.6), (0.4, 0.5)))
     assert "Every run was the only candidate for its model" in make(rows)[0]
