@@ -81,8 +81,8 @@ def test_labels_are_the_original_pieces_and_the_rest_stays(corrupted):
     np.testing.assert_array_equal(batch["tokens"][untouched], tokens[untouched])
 
 
-def test_of_the_chosen_80_10_10_become_mask_random_and_themselves(corrupted):
-    tokens, batch = corrupted
+def replacements(tokens, batch):
+    """The random pieces at the chosen positions: 80 % are masks, 10 % random, 10 % themselves."""
     rows = np.arange(len(tokens))[:, None]
     drawn = batch["masked_weights"] > 0
     new = batch["tokens"][rows, batch["masked_positions"]][drawn]
@@ -97,7 +97,18 @@ def test_of_the_chosen_80_10_10_become_mask_random_and_themselves(corrupted):
         (len(swapped), 0.1 * (1 - collision)),
     ):
         assert abs(count - n * share) < 5 * math.sqrt(n * share * (1 - share))
-    assert set(swapped) == set(range(SPECIAL, tiny.VOCAB)), "every piece but the special ones"
+    return set(swapped)
+
+
+def test_of_the_chosen_80_10_10_become_mask_random_and_themselves(corrupted):
+    assert replacements(*corrupted) == set(range(SPECIAL, tiny.VOCAB)), "all but the special ones"
+
+
+def test_held_out_rows_are_masked_80_10_10_whatever_training_does(corrupted, monkeypatch):
+    monkeypatch.setattr(MaskedLM, "metrics", lambda _, params, batch: (params, batch))
+    pure, tokens = dataclasses.replace(PADDED, mask_prob=1.0, random_prob=0.0), corrupted[0]
+    _, batch = jax.device_get(jax.jit(lambda rows: pure.predict({}, rows))(rows_of(tokens)))
+    assert replacements(tokens, batch) <= set(range(SPECIAL, tiny.VOCAB))
 
 
 def test_special_ids_may_stand_anywhere():
