@@ -12,6 +12,7 @@ from pretrain import masked, optim, sequences, small
 from pretrain.config import COLUMNS, LANGUAGE_MODELS, SMALL_MODELS, Reader
 from pretrain.data import cache, encoders, labels, sources, store, tokenizer
 from pretrain.data.loader import Columns, Dataset
+from pretrain.data.static_masks import StaticMasks
 from pretrain.errors import UserError
 from pretrain.files import read_json
 from pretrain.models.families import FAMILIES, language_model
@@ -24,6 +25,7 @@ from pretrain.schema import MODELS
 
 CONFIG, RESULT = "config.json", "result.json"  # of a run, in its workdir
 SPLITS = ("train", "validation", "test")
+SAMPLED = 1000
 VALIDATION_SEED = 0  # the held-out sample is the same for every seed of a study
 Encoder = encoders.Encoder
 Found = dict[str, tuple[sources.Source, list[dict]]]
@@ -60,11 +62,17 @@ class Task:
 
     @property
     def tokens_per_row(self) -> float:
-        """Mean number of real tokens (features, for linear models) in a training row."""
+        """Mean number of real tokens (features, for linear models) in a training row.
+
+        Of a token store exactly, else of at most `SAMPLED` rows, evenly out of all.
+        """
         train = self.splits["train"].dataset
+        if isinstance(train, StaticMasks):
+            train = train.rows
         if isinstance(train, store.TokenStore):
             return train.stats.num_tokens / train.stats.num_rows
-        sample = train[np.arange(min(len(train), 1000))]
+        count = min(len(train), SAMPLED)
+        sample = train[np.arange(count) * len(train) // count]
         real = sample["segment_ids"] if "segment_ids" in sample else sample["features"]
         return float((real > 0).sum() / len(real))
 

@@ -8,6 +8,8 @@ import pytest
 from pretrain import config as configs
 from pretrain import tasks
 from pretrain.data import encoders
+from pretrain.data.loader import Columns
+from pretrain.data.static_masks import StaticMasks
 from pretrain.errors import UserError
 from pretrain.models.linear import HashedLinear
 from tests import small_runs
@@ -26,6 +28,20 @@ def test_language_model_rows(small_data):
     assert task.objective.model.trunk.config.vocab_size == task.encoder.tokenizer.vocab_size == 300
     assert task.splits["train"].about["unigram_entropy"] > 1
     assert set(task.splits) == {"train", "validation"}
+
+
+def test_tokens_of_a_row_are_counted_over_all_rows(small_data, monkeypatch):
+    """Exactly of a store, under static masks too, else of a sample; rows get longer and longer."""
+    lengths = np.arange(4000) * 32 // 4000
+    segment_ids = (np.arange(32)[None] < lengths[:, None]).astype(np.int32)
+    split = tasks.Split(Columns({"segment_ids": segment_ids}), {})
+    task = tasks.Task(None, None, {"train": split})
+    assert task.tokens_per_row == pytest.approx(lengths.mean(), rel=1e-3)
+    task = build("bert", small_data, "tiny,seq=32,static")
+    assert isinstance(task.splits["train"].dataset, StaticMasks)
+    monkeypatch.delattr(StaticMasks, "__getitem__")
+    plain = build("bert", small_data, "tiny,seq=32").tokens_per_row
+    assert task.tokens_per_row == plain
 
 
 def test_rows_of_a_checkpoints_tokenizer(small_data):

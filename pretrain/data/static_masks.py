@@ -16,25 +16,25 @@ class StaticMasks:
     """
 
     def __init__(self, rows: Dataset, duplicates: int):
-        self._rows, self._duplicates = rows, duplicates
+        self.rows, self._duplicates = rows, duplicates
 
     @property
     def stats(self) -> Any:
-        return self._rows.stats
+        return self.rows.stats
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, indices: np.ndarray) -> Batch:
-        return self._rows[indices] | _seeds(0, indices, np.zeros_like(indices))
+        return self.rows[indices] | _seeds(0, indices, np.zeros_like(indices))
 
     def prepare(self, indices: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
         """Rows ``indices``, each as of its epoch."""
         epochs = epochs % self._duplicates
-        if hasattr(self._rows, "prepare"):
-            rows = self._rows.prepare(indices, epochs, seed)
+        if hasattr(self.rows, "prepare"):
+            rows = self.rows.prepare(indices, epochs, seed)
         else:
-            rows = self._rows[indices]
+            rows = self.rows[indices]
         return rows | _seeds(seed, indices, epochs)
 
 
