@@ -82,7 +82,8 @@ def base(model: str = "transformer", objective: str = "mlm", optimizer: str = "a
     )
     config.train = ConfigDict(
         dict(
-            budget="1000 steps",  # also examples, epochs, tokens, flops, seconds: "3 epochs"
+            budget="1000 steps",  # also examples, epochs, tokens, flops, seconds: "3 epochs";
+            # tokens are those that the model reads, of an encoder-decoder the encoder alone
             batch_size=32,  # rows a step over all devices; 0: the whole training set
             seq_len=128,  # longest row, in tokens; labelled tasks use less if all fit in less
             accumulate=1,  # micro-batches summed into one update

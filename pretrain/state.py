@@ -136,7 +136,10 @@ def _whole_batch(micro_batches: Any) -> Any:
 
 
 def real_tokens(batch: Batch) -> jax.Array:
-    """How many tokens (of linear models: features) a batch has, in rows that count: no padding."""
+    """How many tokens (of linear models: features) a batch has, in rows that count: no padding.
+
+    Of an encoder-decoder those of the encoder's input, no targets, as the papers on T5 count.
+    """
     real = batch["segment_ids"] if "segment_ids" in batch else batch["features"]
     in_row = (real > 0).reshape(len(real), -1).sum(axis=1)
     if "weights" in batch:
