@@ -97,8 +97,9 @@ def config(name: str, data: pathlib.Path, arg: str = "", **changes) -> ConfigDic
 
 
 def check_that_loss_falls(workdir: pathlib.Path) -> None:
-    """Of a run that logs every step; of two models, that of the generator."""
+    """Of a run that logs every step; of generator and discriminator, both."""
     records = [r for r in read_jsonl(workdir / "metrics.jsonl") if "train/loss" in r]
-    losses = [r.get("train/generator_loss", r["train/loss"]) for r in records]
-    first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
-    assert last < first - 0.1, f"the loss of {workdir} does not fall: {losses}"
+    for name in records[0].keys() & {"train/loss", "train/generator_loss"}:
+        losses = [record[name] for record in records]
+        first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
+        assert last < first - 0.1, f"{name} of {workdir} does not fall: {losses}"

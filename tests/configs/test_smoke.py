@@ -15,14 +15,23 @@ def trunk_of(workdir):
     return trees.flatten(jax.device_get(params["trunk"]))
 
 
-@pytest.mark.parametrize("name", ["rtd", "prefix", "recurrent", "spans", "denoising"])
-def test_the_loss_falls_and_a_tagger_starts_from_the_trunk(name, small_data, tmp_path):
+def run(name, small_data, workdir, **changes):
     path = str(small_runs.ROOT / "configs/smoke.py")
     own = configs.flatten(configs.load(path, name))
-    changes = small_runs.overrides("bert", "", small_data) | {"evals.every": "100%"}
+    changes = small_runs.overrides("bert", "", small_data) | changes | {"evals.every": "100%"}
+    train.train(configs.load(path, name, {k: v for k, v in changes.items() if k in own}), workdir)
+    small_runs.check_that_loss_falls(workdir)
+
+
+@pytest.mark.parametrize("name", ["whole-words", "static", "sop", "random-rtd"])
+def test_the_loss_falls(name, small_data, tmp_path):
+    run(name, small_data, tmp_path, **{"data.validation": ""})
+
+
+@pytest.mark.parametrize("name", ["rtd", "prefix", "recurrent", "spans", "denoising"])
+def test_the_loss_falls_and_a_tagger_starts_from_the_trunk(name, small_data, tmp_path):
     source, tagger = tmp_path / "pretrained", tmp_path / "tagger"
-    train.train(configs.load(path, name, {k: v for k, v in changes.items() if k in own}), source)
-    small_runs.check_that_loss_falls(source)
+    run(name, small_data, source)
     changes = {"init_from": str(source), "train__budget": "1 steps", "optimizer__lr": 0.0}
     found = train.train(small_runs.config("ner", small_data, **changes), tagger)
     assert 0 <= found["scores"]["test"]["f1"] <= 1
