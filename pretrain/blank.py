@@ -35,6 +35,8 @@ class Pieces:
     def pieces(self) -> tuple[str, ...]:
         return ("",) * self.vocab_size
 
+    texts = pieces
+
     @property
     def word_start(self) -> np.ndarray:
         return np.ones(self.vocab_size, bool)

@@ -18,8 +18,7 @@ from pretrain.data import tokenizer_files as files
 from pretrain.errors import UserError
 from pretrain.files import to_json
 
-# White space at the start of a piece, as SentencePiece and byte-level BPE spell it.
-_WHITE_SPACE = ("\u2581", "\n", "\u0120", "\u010a", "\u0109", "\u010d")
+_WHITE_SPACE = (" ", "\n", "\t", "\r", "\u2581")  # the last is SentencePiece's
 
 is_in = files.is_in
 
@@ -74,15 +73,23 @@ class FastTokenizer:
         self.fingerprint: str = hashlib.sha256(content.encode()).hexdigest()
 
     @property
+    def texts(self) -> list[str]:
+        """`pieces`, those of byte-level BPE with characters in place of what spells their bytes."""
+        if not self._byte_level:
+            return self.pieces
+        decoder = tokenizers.decoders.ByteLevel()
+        return [decoder.decode([piece]) for piece in self.pieces]
+
+    @property
     def word_start(self) -> np.ndarray:
         """Whether a piece begins a word or is a special token: bool ``[vocab_size]``.
 
-        Of WordPiece those that continue none, else those that begin with white space.
+        Of WordPiece those that continue none, else those whose text begins with white space.
         """
         inside = self.document["model"].get("continuing_subword_prefix")
         if inside:
             return np.array([not piece.startswith(inside) for piece in self.pieces])
-        starts = np.array([piece.startswith(_WHITE_SPACE) for piece in self.pieces])
+        starts = np.array([text.startswith(_WHITE_SPACE) for text in self.texts])
         starts[list(self.special_ids)] = True
         return starts
 

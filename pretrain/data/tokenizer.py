@@ -40,7 +40,8 @@ class AnyTokenizer(Protocol):
     Attributes:
       file_name: how a workdir calls the file or folder that `save` writes.
       vocab_size: every id is below it, those of added tokens too.
-      pieces: the text of every id.
+      pieces: every id's entry in the vocabulary.
+      texts: what they spell, with "\u2581" for a space where the pieces have it.
       pad_id: of padding; it may be that of another token, since segment id 0 is what marks padding.
       cls_id, sep_id: first and last token of a document in a language model's rows.
       unk_id, mask_id: None where a tokenizer has none.
@@ -53,6 +54,7 @@ class AnyTokenizer(Protocol):
     file_name: str
     vocab_size: int
     pieces: list[str]
+    texts: list[str]
     pad_id: int
     cls_id: int
     sep_id: int
@@ -119,6 +121,7 @@ class Tokenizer:
         self.model = model
         self.vocab_size: int = self._processor.vocab_size()
         self.pieces: list[str] = [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
+        self.texts = self.pieces
         found = tuple(self.pieces[: len(SPECIAL_PIECES)])
         if found != SPECIAL_PIECES or not self._processor.is_control(self.mask_id):
             raise UserError(

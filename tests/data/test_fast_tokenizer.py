@@ -12,6 +12,7 @@ import sentencepiece
 
 from pretrain.data import encoders, labels, tokenizer
 from pretrain.data.fast_tokenizer import FastTokenizer
+from pretrain.data.sentences import Sentences
 from pretrain.errors import UserError
 from pretrain.files import read_json, write_json
 
@@ -207,6 +208,30 @@ def test_word_start():
         ids = found.encode(f" {text}" if name in ("gpt2", "roberta", "bart") else text)
         assert found.word_start[ids].sum() == 3 - (name == "modernbert"), name
         assert found.word_start[found.cls_id] and found.word_start.shape == (found.vocab_size,)
+
+
+def test_letters_that_byte_level_bpe_spells_bytes_with():
+    """Czech in Metaspace pieces; space, line break and characters beyond ASCII in bytes."""
+    vocab = [("<unk>", 0.0), ("<s>", 0.0), ("\u2581te", -1.0), ("\u010dka", -1.0), (".", -2.0)]
+    space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always"}
+    document = {
+        "added_tokens": [],
+        "pre_tokenizer": space,
+        "decoder": space,
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": vocab},
+    }
+    found = FastTokenizer(document, {"bos_token": "<s>"})
+    ids = found.encode("te\u010dka.")
+    assert ids == [2, 3, 4] and found.word_start[ids].tolist() == [True, False, False]
+    document = read_json(GOLDEN / "gpt2" / "tokenizer.json")
+    vocab = document["model"]["vocab"]
+    vocab |= {"\u00e3\u0122\u0124": len(vocab), ".\u00e2\u0122\u013f": len(vocab) + 1}
+    found = FastTokenizer(document, read_json(GOLDEN / "gpt2" / "tokenizer_config.json"))
+    assert [found.texts[i] for i in found.encode(" the\n")] == [" the", "\n"]
+    assert found.word_start[found.encode("\n")].all()
+    assert found.texts[-2:] == ["\u3002", ".\u201d"]
+    sentences = Sentences.of(found)
+    assert sentences.ends[-2] and sentences.stops[-1] and sentences.ends[found.encode("\n")].all()
 
 
 def test_load_finds_what_a_path_holds(tmp_path):
