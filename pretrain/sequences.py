@@ -7,7 +7,7 @@ from pretrain.config import Reader
 from pretrain.data import noise
 from pretrain.data.encoders import TokenEncoder
 from pretrain.data.loader import Dataset
-from pretrain.data.pairs import sentence_ends
+from pretrain.data.sentences import Sentences
 from pretrain.data.store import TokenStore
 from pretrain.data.tokenizer import AnyTokenizer
 from pretrain.errors import UserError
@@ -92,14 +92,14 @@ def rows(config: Reader, store: TokenStore, encoder: TokenEncoder) -> Dataset:
     """The dataset that the objective reads, of a store with rows of `row_length`."""
     objective, pieces = config.objective, encoder.tokenizer
     if objective.name == "infilling":
-        ends = sentence_ends(pieces) if objective.permute_sentences else None
+        sentences = Sentences.of(pieces) if objective.permute_sentences else None
         infilling = noise.Infilling(
             encoder.seq_len,
             objective.noise_density,
             objective.mean_span,
             pieces.mask_id,
             pieces.pad_id,
-            ends,
+            sentences,
         )
         return noise.Corrupted(store, infilling)
     if objective.name == "spans":

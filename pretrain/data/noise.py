@@ -13,6 +13,7 @@ import numpy as np
 from pretrain.data import order
 from pretrain.data.hashing import GOLDEN, mix
 from pretrain.data.loader import Batch, Dataset
+from pretrain.data.sentences import Sentences
 from pretrain.errors import UserError
 
 _SPANS, _QUOTAS, _POISSON, _INSERTIONS, _SENTENCES = range(5)  # what a row's key draws
@@ -164,9 +165,8 @@ class Infilling:
 
     Lengths of spans are Poisson; one of length 0 puts a mask between two tokens. Exactly
     ``round(density * n)`` of a row's ``n`` ordinary tokens are noise, in each document its share:
-    the last span of a document is cut to that. Spans do not touch. With ``sentence_ends``, those
-    pieces that end a sentence (bool ``[pieces]``), the sentences of each document are shuffled
-    first.
+    the last span of a document is cut to that. Spans do not touch. With ``sentences`` those of each
+    document are shuffled first.
     """
 
     seq_len: int
@@ -174,7 +174,7 @@ class Infilling:
     mean_span: float
     mask_id: int
     pad_id: int
-    sentence_ends: np.ndarray | None = None
+    sentences: Sentences | None = None
 
     def __call__(self, rows: Batch, keys: np.ndarray) -> Batch:
         """``tokens``, ``targets``, ``segment_ids`` and ``positions`` of both, and ``hidden``.
@@ -189,7 +189,7 @@ class Infilling:
         noise = spread(total, content, _uniform(keys, _QUOTAS, 1)[:, 0])
         layout = _Layout(segment_ids, positions, noise)
         tokens, place = original, None
-        if self.sentence_ends is not None:
+        if self.sentences is not None:
             place = self._shuffled(original, layout, _uniform(keys, _SENTENCES, length))
             tokens = np.take_along_axis(original, place, axis=1)
         drawn, insertions = self._poisson(layout, total, _uniform(keys, _POISSON, length))
@@ -234,10 +234,9 @@ class Infilling:
 
     def _shuffled(self, tokens: np.ndarray, layout: "_Layout", uniform: np.ndarray) -> np.ndarray:
         """Places ``[n, S]`` of the tokens, the sentences of each document in random order."""
-        ends = self.sentence_ends[tokens]
         inside = layout.real & ~layout.first_token & ~layout.last
-        begins = layout.first_token.copy()
-        begins[:, 1:] |= ends[:, :-1] | layout.first_token[:, :-1]
+        begins = layout.first_token | self.sentences.begun(tokens)
+        begins[:, 1:] |= layout.first_token[:, :-1]
         columns = np.arange(tokens.shape[1])[None]
         start = np.maximum.accumulate(np.where(begins, columns, 0), axis=1)
         chances = 0.25 + 0.5 * np.take_along_axis(uniform, start, axis=1)

@@ -8,6 +8,7 @@ import pytest
 
 from pretrain.data import loader, noise
 from pretrain.data.loader import Columns
+from pretrain.data.sentences import Sentences
 from pretrain.errors import UserError
 
 CLS, SEP, MASK = 2, 3, 4
@@ -242,23 +243,26 @@ def test_lengths_of_infilled_spans_are_poisson():
 
 
 def test_sentences_are_shuffled_inside_their_documents():
-    ends = np.zeros(1000, bool)
-    ends[[10, 11]] = True  # ids that end a sentence
+    stops, ends = np.zeros((2, 1000), bool)
+    stops[10] = True
+    ends[11] = True
+    word_start = np.arange(1000) % 3 > 0
     rows = rows_of(30, 64, 20, 40)
     rng = np.random.default_rng(0)
-    stops = (rng.random((30, 64)) < 0.2) & (rows["tokens"] >= ORDINARY)
-    rows["tokens"] = np.where(stops, 10, rows["tokens"])
+    marks = (rng.random((30, 64)) < 0.2) & (rows["tokens"] >= ORDINARY)
+    rows["tokens"] = np.where(marks, rng.integers(10, 12, (30, 64)), rows["tokens"])
 
     def sentences(text):
         found, sentence = [], []
-        for i in text[1:-1]:
+        for i, after in zip(text[1:-1], text[2:], strict=True):
             sentence.append(i)
-            if ends[i]:
+            if (i == 11 or (i == 10 and after % 3)) and after != 11:
                 found.append(tuple(sentence))
                 sentence = []
         return found + ([tuple(sentence)] if sentence else [])
 
-    corrupt = infilling_of(density=1e-6, sentence_ends=ends)
+    table = Sentences(stops, ends, word_start)
+    corrupt = infilling_of(density=1e-6, sentences=table)
     batch = corrupt(rows, keys_of(30))
     moved = 0
     for row in range(30):
@@ -273,7 +277,7 @@ def test_sentences_are_shuffled_inside_their_documents():
                 left = left[len(found) :]
             assert not want
     assert moved > 30
-    both = infilling_of(sentence_ends=ends)(rows, keys_of(30))
+    both = infilling_of(sentences=table)(rows, keys_of(30))
     for row in range(30):
         visible = rows["tokens"][row][(rows["segment_ids"][row] > 0) & (both["hidden"][row] == 0)]
         shown = both["tokens"][row][both["segment_ids"][row] > 0]
