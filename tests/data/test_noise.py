@@ -1,6 +1,7 @@
 """Noise for encoder-decoders: what is drawn, by counting, and that the text can be had back."""
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -242,6 +243,45 @@ def test_lengths_of_infilled_spans_are_poisson():
     np.testing.assert_allclose(counts[:12], expected, atol=0.01)
 
 
+def test_masks_between_tokens_are_anywhere():
+    """Of lengths of 0: before each token but the first and before each span, equally often."""
+    count, length = 8000, 40
+    rows = rows_of(1, length, length, length)
+    rows = {name: np.repeat(column, count, 0) for name, column in rows.items()}
+    batch = infilling_of(length)(rows, keys_of(count))
+
+    def per_gap(where, seen):
+        """How many of ``where`` stand behind so many ``seen``: ``[n, length + 1]``."""
+        behind = np.cumsum(seen, axis=1) + (length + 1) * np.arange(count)[:, None]
+        sizes = np.bincount(behind[where], minlength=(length + 1) * count)
+        return sizes.reshape(count, length + 1)
+
+    hidden = batch["hidden"] > 0
+    begins = hidden & ~np.pad(hidden, ((0, 0), (1, 0)))[:, :-1]
+    masks = batch["tokens"] == MASK
+    spans = per_gap(begins, ~hidden)
+    inserted = per_gap(masks, ~masks & (batch["segment_ids"] > 0)) - spans
+    gaps, shown = np.arange(length + 1)[None], (~hidden).sum(1, keepdims=True)
+    free = ((gaps > 0) & (gaps < shown)) + spans
+    expected = inserted.sum(1, keepdims=True) * free / free.sum(1, keepdims=True)
+    total = inserted.sum()
+    assert total > 1000
+    np.testing.assert_allclose(inserted.sum(0) / total, expected.sum(0) / total, atol=0.015)
+
+
+def test_all_orders_of_sentences_are_equally_frequent():
+    stops, count = np.zeros(1000, bool), 6000
+    stops[10] = True
+    row = rows_of(1, 20, 20, 20)
+    row["tokens"][0, 1:19] = [21, 20, 10, *range(30, 39), 10, *range(40, 44), 10]
+    rows = {name: np.repeat(column, count, 0) for name, column in row.items()}
+    sentences = Sentences(stops, np.zeros(1000, bool), np.ones(1000, bool))
+    batch = infilling_of(20, density=1e-6, sentences=sentences)(rows, keys_of(count))
+    places = [(batch["tokens"] == i).argmax(1) for i in (20, 30, 40)]
+    _, counts = np.unique(np.argsort(places, axis=0), axis=1, return_counts=True)
+    np.testing.assert_allclose(counts / count, np.full(6, 1 / 6), atol=0.02)
+
+
 def test_sentences_are_shuffled_inside_their_documents():
     stops, ends = np.zeros((2, 1000), bool)
     stops[10] = True
@@ -254,7 +294,7 @@ def test_sentences_are_shuffled_inside_their_documents():
 
     def sentences(text):
         found, sentence = [], []
-        for i, after in zip(text[1:-1], text[2:], strict=True):
+        for i, after in itertools.pairwise(text[1:]):
             sentence.append(i)
             if (i == 11 or (i == 10 and after % 3)) and after != 11:
                 found.append(tuple(sentence))
