@@ -58,6 +58,10 @@ class Rows(NamedTuple):
     stats: Stats = Stats(2, 0, 2, 0, 0.0)
     name: str = "no data"
 
+    @property
+    def begins(self) -> np.ndarray:
+        return np.ones(len(self), bool)
+
     def __len__(self) -> int:
         return self.stats.num_rows
 

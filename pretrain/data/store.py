@@ -6,9 +6,10 @@ divided into windows that fill rows; each window is a segment of its own.
 As a stream (``stream=True``), for models that carry memory from row to row, a row goes on where the
 one before it ends, also in the middle of a document.
 
-On disk two ids beyond the vocabulary stand for padding and for the first token of a segment, as a
-tokenizer may have one special token for everything (GPT-2). So the stored ids alone say where
-segments begin: segment ids and positions are computed when rows are read.
+On disk three ids beyond the vocabulary stand for padding, for the first token of a document, and
+for that of a later window of one, as a tokenizer may have one special token for everything (GPT-2).
+So the stored ids alone say where segments and documents begin: segment ids and positions are
+computed when rows are read.
 
 A store lies in a folder named by the hash of all that determines its content. It is written once,
 atomically, and reused by everything that asks for the same.
@@ -32,7 +33,7 @@ from pretrain.data.cache import make_once
 from pretrain.data.tokenizer import AnyTokenizer, texts_of
 from pretrain.errors import UserError
 
-_FORMAT = "store 2"  # Change it whenever the rows made from the same input change.
+_FORMAT = "store 3"  # Change it whenever the rows made from the same input change.
 _TOKENS_FILE = "tokens.bin"
 _META_FILE = "meta.json"
 
@@ -78,6 +79,11 @@ class TokenStore:
     def __len__(self) -> int:
         return self.stats.num_rows
 
+    @property
+    def begins(self) -> np.ndarray:
+        """Whether a document begins with a row: bool ``[len(self)]``."""
+        return self._tokens[:, 0] == self.vocab_size + 1
+
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Rows `indices`, each column ``[len(indices), seq_len]`` int32.
 
@@ -90,7 +96,7 @@ class TokenStore:
         """
         stored = self._tokens[indices]
         real = stored != self.vocab_size
-        starts = stored == self.vocab_size + 1
+        starts = stored > self.vocab_size
         tokens = stored.astype(np.int32)
         np.copyto(tokens, self._pad_id, where=~real)
         np.copyto(tokens, self._cls_id, where=starts)
@@ -143,7 +149,7 @@ def build(
     path = Path(cache_dir) / "stores" / hashlib.sha256(content.encode()).hexdigest()[:32]
 
     def make(building: Path) -> None:
-        dtype = np.dtype("<u2" if tokenizer.vocab_size + 2 <= 2**16 else "<u4")
+        dtype = np.dtype("<u2" if tokenizer.vocab_size + 3 <= 2**16 else "<u4")
         with (
             open(building / _TOKENS_FILE, "wb") as file,
             _Progress(source.name, enabled=progress) as shown,
@@ -217,7 +223,7 @@ class _Rows:
     ):
         self._file = file
         self._padding = tokenizer.vocab_size
-        self._start = tokenizer.vocab_size + 1
+        self._start, self._later = tokenizer.vocab_size + 1, tokenizer.vocab_size + 2
         self._end = tokenizer.sep_id
         self._seq_len = seq_len
         self._dtype = dtype
@@ -238,25 +244,25 @@ class _Rows:
         num_full = len(ids) // size
         if num_full:
             full = np.empty((num_full, self._seq_len), self._dtype)
-            full[:, 0] = self._start
+            full[0, 0], full[1:, 0] = self._start, self._later
             full[:, 1:-1] = ids[: num_full * size].reshape(num_full, size)
             full[:, -1] = self._end
             self.num_tokens += full.size
             self._emit(full)
         if num_full * size < len(ids):
-            self._place(ids[num_full * size :])
+            self._place(ids[num_full * size :], self._later if num_full else self._start)
 
     def close(self) -> None:
         """Writes the rows still open, the fullest first."""
         while self._rooms:
             self._write_fullest()
 
-    def _place(self, ids: np.ndarray) -> None:
+    def _place(self, ids: np.ndarray, first: int) -> None:
         needed = len(ids) + 2
         row, room = self._take(needed)
         start = self._seq_len - room
         segment = self._rows[row, start : start + needed]
-        segment[0] = self._start
+        segment[0] = first
         segment[1:-1] = ids
         segment[-1] = self._end
         self.num_tokens += needed

@@ -85,6 +85,9 @@ def test_rows_hold_each_document_once(tokenizer, tmp_path, seq_len, packing):
     if not packing:
         assert segments(rows) == expected
         assert len(rows) == len(expected)
+        sizes = [len(windows([text], tokenizer, seq_len - 2)) for text in texts]
+        begins = [i == 0 for size in sizes for i in range(size)]
+        assert rows.begins.tolist() == begins
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -151,10 +154,10 @@ def test_open_rows_are_bounded(tokenizer, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "vocab_size, dtype", [(300, "<u2"), (2**16 - 2, "<u2"), (2**16 - 1, "<u4")]
+    "vocab_size, dtype", [(300, "<u2"), (2**16 - 3, "<u2"), (2**16 - 2, "<u4")]
 )
 def test_token_width(tmp_path, vocab_size, dtype):
-    """The largest id comes back whole, whatever the width on disk; two more mark segments."""
+    """The largest id comes back whole, whatever the width on disk; three more have a meaning."""
 
     class Wide(Tokenizer):
         def __init__(self):
