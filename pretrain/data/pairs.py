@@ -1,12 +1,13 @@
 """Pairs of texts for next-sentence and sentence-order prediction.
 
-Rows are ``[CLS] A [SEP] B [SEP]``, made from a window of one document that is divided between two
-sentences:
+Rows are ``[CLS] A [SEP] B [SEP]``, made from whole sentences of one document, as many as fit, that
+are divided between two of them:
 
 - "nsp" (Devlin et al. 2019): B is what follows A, or, half the time, a piece of another document;
 - "sop" (Lan et al. 2020): B is what follows A, or, half the time, the two are swapped.
 
-``pair_labels`` are 0 where B follows A, else 1.
+``pair_labels`` are 0 where B follows A, else 1. Where and how the parts begin and end, and how long
+they are, says nothing of the label: only the text does.
 """
 
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from pretrain.data import order
 from pretrain.data.loader import Batch
+from pretrain.data.sentences import Sentences
 from pretrain.data.store import TokenStore
 from pretrain.data.tokenizer import AnyTokenizer
 from pretrain.errors import UserError
@@ -23,21 +25,15 @@ KINDS = ("nsp", "sop")
 NUM_SPECIAL = 3  # [CLS] A [SEP] B [SEP]
 _HELD_OUT_SEED = 0
 _TRIES = 10  # to draw another document
-_ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\n", "\u010a")  # the last is "\n" as bytes
-_QUOTES = "\"')]\u201d\u2019\u00bb"
-
-
-def sentence_ends(pieces: AnyTokenizer) -> np.ndarray:
-    """Whether a piece ends a sentence, quotation marks behind it aside: bool ``[vocab_size]``."""
-    return np.array([piece.rstrip(_QUOTES).endswith(_ENDS) for piece in pieces.pieces])
+_UNITS = ("sentences", "words", "pieces")  # what is not cut, if there are two of them
 
 
 class SentencePairs:
     """A dataset of pairs over a store of windows, one document or window a row.
 
     A pair is a function of the seed, the row's index and the epoch. Held-out rows (those that are
-    indexed) are always the same. A window of a single piece holds no pair: its ``pair_weights`` is
-    0, and 1 for the others.
+    indexed) are always the same. A text of a single piece holds no pair: its ``pair_weights`` is 0,
+    and 1 for the others.
     """
 
     def __init__(
@@ -48,7 +44,7 @@ class SentencePairs:
         Args:
           kind: one of `KINDS`.
           seq_len: tokens of a row, all three special ones included.
-          short_rate: share of the pairs that are cut to a length drawn from 2 to the longest.
+          short_rate: share of the pairs whose longest length is drawn, from 2 to that of a row.
         """
         if kind == "nsp" and rows.stats.num_documents < 2:
             raise UserError(
@@ -58,8 +54,8 @@ class SentencePairs:
         self._rows, self._kind, self._short_rate = rows, kind, short_rate
         self._seq_len = seq_len
         self._ids = pieces.cls_id, pieces.sep_id, pieces.pad_id
-        self._starts = pieces.word_start
-        self._ends = sentence_ends(pieces)
+        self._sentences = Sentences.of(pieces)
+        self._documents = np.cumsum(rows.begins)  # the number of each row's
 
     @property
     def stats(self) -> Any:
@@ -102,62 +98,81 @@ class SentencePairs:
         }
 
     def _pair(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
-        """A, B and the label; an empty B where the window is too short for two."""
-        window = self._window(index)
+        """A, B and the label; an empty B where the text is too short for two, or no other found."""
         longest = self._seq_len - NUM_SPECIAL
         if rng.random() < self._short_rate:
             longest = int(rng.integers(2, longest, endpoint=True))
-        dropped = max(len(window) - longest, 0)
-        start = int(rng.integers(dropped, endpoint=True))  # as much in front as behind, on average
-        window = window[start : start + longest]
+        text, size, first = self._read(index)
+        start = int(rng.integers(max(size - longest, 0), endpoint=True))
+        text, size, first = text[start:], size - start, first and not start
         changed = bool(rng.random() < 0.5)
-        if len(window) < 2:
-            return window, window[:0], 0
-        cut = int(rng.choice(self._cuts(window)))
-        first, second = window[:cut], window[cut:]
+        for unit in _UNITS:
+            places = self._places(text, unit, first)
+            places = places[places - places[:1] <= longest]
+            if len(places) > 2 and places[0] < size:
+                break
+        else:
+            return text[:longest], text[:0], 0
+        begin, cut, end = places[0], int(rng.choice(places[1:-1])), places[-1]
+        before, after = text[begin:cut], text[cut:end]
         if not changed:
-            return first, second, 0
+            return before, after, 0
         if self._kind == "sop":
-            return second, first, 1
-        other = self._elsewhere(index, rng)
+            return after, before, 1
+        other = self._elsewhere(index, unit, len(after), longest - len(before), rng)
         if other is None:
-            return window, window[:0], 0
-        begin = int(rng.choice([0, *self._sentences(other)]))
-        return first, other[begin : begin + longest - cut], 1
+            return text[begin:end], text[:0], 0
+        return before, other, 1
 
-    def _window(self, index: int) -> np.ndarray:
-        """The pieces of a row, special tokens left out."""
-        row = self._rows[np.array([index])]
-        return row["tokens"][0, 1 : row["segment_ids"][0].sum() - 1]
+    def _read(self, index: int) -> tuple[np.ndarray, int, bool]:
+        """The pieces of a row and of the next one of its document, if any.
 
-    def _sentences(self, window: np.ndarray) -> np.ndarray:
-        """Where sentences begin, but for the first."""
-        return 1 + np.flatnonzero(self._ends[window[:-1]] & self._starts[window[1:]])
+        Also how many are the row's own, and whether its document begins with it.
+        """
+        document = self._documents[index]
+        last = index + 1 < len(self) and self._documents[index + 1] == document
+        rows = self._rows[np.arange(index, index + 1 + last)]
+        sizes = rows["segment_ids"].sum(1) - 2
+        text = [row[1 : 1 + size] for row, size in zip(rows["tokens"], sizes, strict=True)]
+        first = index == 0 or self._documents[index - 1] != document
+        return np.concatenate(text), int(sizes[0]), bool(first)
 
-    def _cuts(self, window: np.ndarray) -> np.ndarray:
-        """Where a window can be divided: between sentences, else between words, else anywhere."""
-        for cuts in (self._sentences(window), 1 + np.flatnonzero(self._starts[window[1:]])):
-            if len(cuts):
-                return cuts
-        return np.arange(1, len(window))
+    def _places(self, text: np.ndarray, unit: str, first: bool) -> np.ndarray:
+        """Where units begin and end in a text, in order; ``first`` where its document begins.
 
-    def _elsewhere(self, index: int, rng: np.random.Generator) -> np.ndarray | None:
-        """A window of another document, or None where luck has it that none is found."""
+        Words are cut where no sentence ends and pieces where no word does, so that both parts look
+        alike.
+        """
+        words = np.append(self._sentences.word_start[text], True)
+        stops = np.append(self._sentences.begun(text), self._sentences.ended(text[-1:]))
+        if unit == "pieces":
+            return np.flatnonzero(~words)
+        if unit == "words":
+            return np.flatnonzero(words & ~stops)
+        stops[0] = first
+        return np.flatnonzero(stops)
+
+    def _elsewhere(
+        self, index: int, unit: str, length: int, longest: int, rng: np.random.Generator
+    ) -> np.ndarray | None:
+        """Whole units of another document, as near as can be to ``length`` pieces.
+
+        None where luck has it that no other document is found. Of several with enough text the
+        first is taken, of equally good beginnings any.
+        """
+        found, nearest = None, np.inf
         for _ in range(_TRIES):
             other = int(rng.integers(len(self)))
-            if other != index and not self._same_document(*sorted((index, other))):
-                return self._window(other)
-        return None
-
-    def _same_document(self, first: int, last: int) -> bool:
-        """Whether all rows from ``first`` on are full up to ``last``.
-
-        A document that ends with its row counts as one with the next: that is never wrong here.
-        """
-        size = 1
-        while first < last:
-            rows = self._rows[np.arange(first, min(first + size, last))]
-            if (rows["segment_ids"][:, -1] == 0).any():
-                return False
-            first, size = first + size, 2 * size
-        return True
+            if self._documents[other] == self._documents[index]:
+                continue
+            text, _, first = self._read(other)
+            places = self._places(text, unit, first)
+            lengths = places[None] - places[:, None]
+            gaps = abs(lengths - length) + rng.random((len(places), 1))
+            gaps = np.where((lengths > 0) & (lengths <= longest), gaps, np.inf)
+            if gaps.min(initial=np.inf) < nearest:
+                begin, end = np.unravel_index(gaps.argmin(), gaps.shape)
+                found, nearest = text[places[begin] : places[end]], gaps[begin, end]
+            if nearest <= 1 + 0.1 * length:
+                break
+        return found
