@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from pretrain.config import Reader
 from pretrain.data import pairs
 from pretrain.data.encoders import TokenEncoder
@@ -41,7 +43,7 @@ def masked_lm(config: Reader, options: Any, pieces: AnyTokenizer) -> MaskedLM:
     fields = masking(pieces, objective.name)
     fields |= {key: objective[key] for key in ("mask_rate", "mask_prob", "random_prob")}
     if objective.whole_words:
-        fields["word_start"] = pieces.word_start.tobytes()
+        fields["word_start"] = _word_start(pieces).tobytes()
     if not objective.sentence_pairs:
         return MaskedLM(language_model(name, options), **fields)
     _check_pairs(config)
@@ -51,6 +53,17 @@ def masked_lm(config: Reader, options: Any, pieces: AnyTokenizer) -> MaskedLM:
             f"{objective.sentence_pairs!r}, expected 2, or 0: no token types"
         )
     return SentencePairLM(pair_model(name, options), **fields)
+
+
+def _word_start(pieces: AnyTokenizer) -> np.ndarray:
+    """The tokenizer's own; `UserError` if it does not mark where words begin."""
+    start = pieces.word_start
+    if not np.delete(start, pieces.special_ids).any():
+        raise UserError(
+            "config.objective.whole_words: found True with a tokenizer none of whose pieces begins "
+            "a word (it may mark the ends of words), expected False"
+        )
+    return start
 
 
 def _check_pairs(config: Reader) -> None:

@@ -6,6 +6,7 @@ import pytest
 from configs import bert, electra, roberta
 from pretrain import blank, masked, tasks
 from pretrain import config as configs
+from pretrain.data.fast_tokenizer import FastTokenizer
 from pretrain.data.pairs import SentencePairs
 from pretrain.data.static_masks import StaticMasks
 from pretrain.errors import UserError
@@ -83,6 +84,30 @@ def test_a_generator_needs_a_mask_token(small_data):
     config = small_runs.config("electra", small_data, "small,random", **path)
     task = tasks.build(configs.Reader(config))
     assert task.objective.generator is None
+
+
+def test_whole_words_need_pieces_that_begin_one(small_data, tmp_path):
+    """As GPT-1's tokenizer and HerBERT's, which mark the end of a word, do not."""
+    names = {"mask_token": "[MASK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    vocab = [*names.values(), "a", "b", "a</w>", "b</w>"]
+    document = {
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {
+            "type": "BPE",
+            "vocab": {piece: i for i, piece in enumerate(vocab)},
+            "merges": [],
+            "end_of_word_suffix": "</w>",
+        },
+    }
+    pieces = FastTokenizer(document, names)
+    assert [pieces.pieces[i] for i in pieces.encode("ab b")] == ["a", "b</w>", "b</w>"]
+    pieces.save(tmp_path)
+    config = small_runs.config("bert", small_data, "tiny,wwm", tokenizer__path=str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"objective\.whole_words: found True with a tokenizer none"
+    ):
+        tasks.build(configs.Reader(config))
 
 
 def test_other_options_of_a_generator_are_the_discriminators():
