@@ -1,6 +1,7 @@
 """From a config to the objectives that write sequences, and to the rows that they read."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 from pretrain.config import Reader
@@ -55,10 +56,10 @@ def sentinel_ids(config: Reader, pieces: AnyTokenizer, vocab_size: int) -> tuple
     `UserError` if the model's vocabulary has no room for these.
     """
     own = {piece: i for i, piece in enumerate(pieces.pieces)}
-    count = config.objective.num_sentinels
     if SENTINEL.format(0) in own:
-        found = [own.get(SENTINEL.format(i)) for i in range(len(own))]
-        return tuple(found[: found.index(None)] if None in found else found)
+        names = itertools.takewhile(own.__contains__, map(SENTINEL.format, itertools.count()))
+        return tuple(own[name] for name in names)
+    count = config.objective.num_sentinels
     if vocab_size < pieces.vocab_size + count:
         raise UserError(
             f"config.model.vocab_size: found {vocab_size}, expected at least "

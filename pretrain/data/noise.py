@@ -96,9 +96,10 @@ class SpanCorruption:
         _, _, spans = self.lengths
         if spans > len(self.sentinel_ids):
             raise UserError(
-                f"config.objective.num_sentinels: found {len(self.sentinel_ids)} sentinels, "
-                f"expected at least {spans} for rows of {self.seq_len} tokens with noise_density "
-                f"{self.density} and mean_span {self.mean_span}"
+                f"config.train.seq_len: found {self.seq_len}, rows of {spans} spans with "
+                f"objective.noise_density {self.density} and mean_span {self.mean_span}, expected "
+                f"at most {len(self.sentinel_ids)} spans: as many sentinels has the tokenizer, or "
+                "objective.num_sentinels where it has none"
             )
 
     @property

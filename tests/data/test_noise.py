@@ -325,5 +325,5 @@ def test_sentences_are_shuffled_inside_their_documents():
 
 
 def test_too_few_sentinels_are_refused():
-    with pytest.raises(UserError, match=r"num_sentinels: found 2 sentinels, expected at least 4"):
+    with pytest.raises(UserError, match=r"rows of 4 spans .* expected at most 2 spans"):
         spans_of(sentinel_ids=(7, 8))
