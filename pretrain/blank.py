@@ -30,6 +30,7 @@ class Pieces:
     sep_id: int = 3
     mask_id: int = 4
     special_ids: tuple[int, ...] = (0, 1, 2, 3, 4)
+    prefix: tuple[int, ...] = (2,)
 
     @property
     def pieces(self) -> tuple[str, ...]:

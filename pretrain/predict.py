@@ -120,6 +120,7 @@ def recover(
     """What each ``[MASK]`` of ``text`` stands for, the likeliest piece at every step."""
     ids, masked = _read(pieces, text, limit, sentinels)
     _check_masks(pieces, text, masked)
+    ids = ids if pieces.prefix else ids[1:]  # as in training
     spans: dict[int, list[int]] = {i: [] for i in sentinels[: len(masked)]}
     span: list[int] = []
     for piece in write(model, params, ids, limit, pieces.sep_id):

@@ -112,6 +112,7 @@ def rows(config: Reader, store: TokenStore, encoder: TokenEncoder) -> Dataset:
             sentinel_ids(config, pieces, config.model.vocab_size or pieces.vocab_size),
             pieces.pad_id,
             pieces.sep_id,
+            start=bool(pieces.prefix),
         )
         return noise.Corrupted(store, spans)
     return store

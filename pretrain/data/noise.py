@@ -91,6 +91,7 @@ class SpanCorruption:
     sentinel_ids: tuple[int, ...]
     pad_id: int
     end_id: int  # behind the spans of each document
+    start: bool = True  # whether inputs keep a document's first token: T5's tokenizer has none
 
     def __post_init__(self):
         _, _, spans = self.lengths
@@ -136,7 +137,7 @@ class SpanCorruption:
         number = layout.number(starts)
         sentinels = np.array(self.sentinel_ids, np.int32)[np.maximum(number, 0)]
         inputs = _Writer(segment_ids, self.seq_len, self.pad_id)
-        inputs.emit(layout.real & ~masked, tokens)
+        inputs.emit(layout.real & ~masked & (self.start | ~layout.first_token), tokens)
         inputs.emit(starts, sentinels)
         targets = _Writer(segment_ids, self.target_length, self.pad_id)
         targets.emit(starts, sentinels)

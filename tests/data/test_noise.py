@@ -97,6 +97,20 @@ def test_inputs_and_targets_make_the_text(low, high):
                 assert inside.tolist() == list(range(len(inside)))
 
 
+def test_inputs_without_a_first_token():
+    """As T5's tokenizer has none: all else is the same."""
+    rows, whole = corrupted(20, 90)
+    batch = spans_of(start=False)(rows, keys_of(200))
+    for row in range(200):
+        inputs = documents(batch, row)
+        assert inputs == {n: ids[1:] for n, ids in documents(whole, row).items()}
+        for n in inputs:
+            inside = batch["positions"][row][batch["segment_ids"][row] == n]
+            assert inside.tolist() == list(range(len(inside)))
+    np.testing.assert_array_equal(batch["targets"], whole["targets"])
+    np.testing.assert_array_equal(batch["target_segment_ids"], whole["target_segment_ids"])
+
+
 @pytest.mark.parametrize("low, high", PACKED)
 def test_density_and_number_of_spans_are_exact(low, high):
     rows, batch = corrupted(low, high)
