@@ -276,6 +276,12 @@ def _check_objective(config: Reader, options: Any) -> None:
             f"config.model.causal: found {options.causal} with objective.name {name!r}; "
             f"expected {causal}"
         )
+    unused = getattr(options, "mem_len", 0) and not (options.zero_memory or options.same_length)
+    if name == "causal" and unused:
+        raise UserError(
+            f"config.model.mem_len: found {options.mem_len} with objective.name 'causal', whose "
+            "rows have no memory, expected 0, or objective.name 'recurrent'"
+        )
 
 
 def pooling(config: Reader, options: Any) -> str:

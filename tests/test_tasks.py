@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from pretrain import blank, tasks
 from pretrain import config as configs
-from pretrain import tasks
 from pretrain.data import encoders
 from pretrain.data.loader import Columns
 from pretrain.data.static_masks import StaticMasks
@@ -272,3 +272,16 @@ def test_a_causal_model_is_never_pooled_at_its_first_position(small_data):
     for pool in ("first", "pooler"):
         with pytest.raises(UserError, match=f"objective.pool: found '{pool}' with a causal model"):
             build("classify", small_data, **causal, objective__pool=pool)
+
+
+def test_memory_that_no_row_gets_is_refused():
+    """As an imported Transformer-XL has it, rows see zeros in its place."""
+    config = configs.base(model="transformer_xl", objective="causal")
+    blank.objective(config)
+    config.model.mem_len = 8
+    with pytest.raises(UserError, match=r"model\.mem_len: found 8 .*'causal'.* 'recurrent'"):
+        blank.objective(config)
+    for seen in ("zero_memory", "same_length"):
+        changed = config.copy_and_resolve_references()
+        changed.model[seen] = True
+        blank.objective(changed)
