@@ -108,6 +108,8 @@ class SentencePairs:
         changed = bool(rng.random() < 0.5)
         for unit in _UNITS:
             places = self._places(text, unit, first)
+            if len(places) and places[-1] - places[0] > longest:
+                places = places[rng.integers(2) :]  # so that other epochs see what does not fit
             places = places[places - places[:1] <= longest]
             if len(places) > 2 and places[0] < size:
                 break
