@@ -47,7 +47,7 @@ def test_rows_are_those_of_the_objective(small_data):
         return dataset, dataset[np.arange(2)]
 
     pairs, batch = rows("tiny,nsp,static")
-    assert isinstance(pairs, StaticMasks) and isinstance(pairs._rows, SentencePairs)
+    assert isinstance(pairs, StaticMasks) and isinstance(pairs.rows, SentencePairs)
     assert batch["tokens"].shape == (2, 32)
     assert {"mask_seeds", "pair_labels", "pair_weights", "token_types"} < batch.keys()
     _, batch = rows("tiny,wwm")
