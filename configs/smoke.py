@@ -50,8 +50,8 @@ def get_config(arg=None):
     model.dropout = model.attention_dropout = 0.0
     model.init_std = 0.125  # 1 / sqrt(width)
     config.tokenizer.type, config.tokenizer.vocab_size = "bpe", PIECES
-    if name == "distill":
-        config.surgery.layers = "0"
+    if name == "distill":  # from random weights: the teacher has no layers to leave out
+        config.init_from, config.surgery.layers = "", ""
     if name == "electra":
         model.embedding_size = 0
     if name == "transformer_xl":
