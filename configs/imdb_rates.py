@@ -2,7 +2,7 @@
 
     python -m pretrain.study --config=configs/imdb_rates.py:data=FOLDER --workdir=runs/imdb
 
-Tiny networks learn from 500 labels, at two rates, and are scored on 1,000 further reviews of the
+Tiny networks learn from 500 labels, at two rates, and are scored on 998 further reviews of the
 training data. In one folder with the study both share the runs of pretraining, and the page is the
 later one's.
 """

@@ -58,8 +58,8 @@ def get_config(arg=None):
             title="Does pretraining pay on film reviews?",
             question=(
                 "Small networks pretrained by four objectives on unlabelled IMDB reviews, on 2.55 "
-                "of their 18.4 million word pieces (span corruption: 3.19) and by two on all of "
-                "them; the same networks from scratch, linear models, and a student of the larger."
+                "of their 18.5 million word pieces (span corruption: 3.19), by two on all of them; "
+                "the same networks from scratch, linear models, and a student of the larger."
             ),
             notes=(
                 "Networks read reviews in windows of 128 pieces, 3.4 on average, and the answer "

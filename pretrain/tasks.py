@@ -25,7 +25,7 @@ from pretrain.schema import MODELS
 
 CONFIG, RESULT = "config.json", "result.json"  # of a run, in its workdir
 SPLITS = ("train", "validation", "test")
-SAMPLED = 1000
+SAMPLED = 1000  # rows, where there is no exact count
 VALIDATION_SEED = 0  # the held-out sample is the same for every seed of a study
 Encoder = encoders.Encoder
 Found = dict[str, tuple[sources.Source, list[dict]]]

@@ -4,6 +4,7 @@ WordPiece (Schuster and Nakajima, 2012), byte-level BPE (Radford et al., 2019), 
 and BPE with byte fallback, whatever a ``tokenizer.json`` describes.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -72,7 +73,7 @@ class FastTokenizer:
         content = json.dumps([document, named], sort_keys=True)
         self.fingerprint: str = hashlib.sha256(content.encode()).hexdigest()
 
-    @property
+    @functools.cached_property
     def texts(self) -> list[str]:
         """`pieces`, those of byte-level BPE with characters in place of what spells their bytes."""
         if not self._byte_level:

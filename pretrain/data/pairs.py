@@ -10,6 +10,7 @@ are divided between two of them:
 they are, says nothing of the label: only the text does.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,8 @@ class SentencePairs:
     """A dataset of pairs over a store of windows, one document or window a row.
 
     A pair is a function of the seed, the row's index and the epoch. Held-out rows (those that are
-    indexed) are always the same. A text of a single piece holds no pair: its ``pair_weights`` is 0,
-    and 1 for the others.
+    indexed) are always the same. ``pair_weights`` is 0 where a text has no two words or pieces to
+    divide, or luck finds no other document, else 1.
     """
 
     def __init__(
@@ -102,18 +103,9 @@ class SentencePairs:
         longest = self._seq_len - NUM_SPECIAL
         if rng.random() < self._short_rate:
             longest = int(rng.integers(2, longest, endpoint=True))
-        text, size, first = self._read(index)
-        start = int(rng.integers(max(size - longest, 0), endpoint=True))
-        text, size, first = text[start:], size - start, first and not start
         changed = bool(rng.random() < 0.5)
-        for unit in _UNITS:
-            places = self._places(text, unit, first)
-            if len(places) and places[-1] - places[0] > longest:
-                places = places[rng.integers(2) :]  # so that other epochs see what does not fit
-            places = places[places - places[:1] <= longest]
-            if len(places) > 2 and places[0] < size:
-                break
-        else:
+        text, unit, places = self._window(index, longest, _UNITS, rng)
+        if not unit:
             return text[:longest], text[:0], 0
         begin, cut, end = places[0], int(rng.choice(places[1:-1])), places[-1]
         before, after = text[begin:cut], text[cut:end]
@@ -121,10 +113,29 @@ class SentencePairs:
             return before, after, 0
         if self._kind == "sop":
             return after, before, 1
-        other = self._elsewhere(index, unit, len(after), longest - len(before), rng)
+        other = self._elsewhere(index, unit, longest, len(after), longest - len(before), rng)
         if other is None:
             return text[begin:end], text[:0], 0
         return before, other, 1
+
+    def _window(
+        self, index: int, longest: int, units: Sequence[str], rng: np.random.Generator
+    ) -> tuple[np.ndarray, str, np.ndarray]:
+        """A text, its unit, and where the units begin and end that fit into ``longest`` pieces.
+
+        The first of ``units`` of which there are two; an empty one where there are of none.
+        """
+        text, size, first = self._read(index)
+        start = int(rng.integers(max(size - longest, 0), endpoint=True))
+        text, size, first = text[start:], size - start, first and not start
+        for unit in units:
+            places = self._places(text, unit, first)
+            if len(places) and places[-1] - places[0] > longest:
+                places = places[rng.integers(2) :]  # so that other epochs see what does not fit
+            places = places[places - places[:1] <= longest]
+            if len(places) > 2 and places[0] < size:
+                return text, unit, places
+        return text, "", places
 
     def _read(self, index: int) -> tuple[np.ndarray, int, bool]:
         """The pieces of a row and of the next one of its document, if any.
@@ -146,7 +157,7 @@ class SentencePairs:
         alike.
         """
         words = np.append(self._sentences.word_start[text], True)
-        stops = np.append(self._sentences.begun(text), self._sentences.ended(text[-1:]))
+        stops = np.append(self._sentences.begun(text), self._sentences.ended(text)[-1:])
         if unit == "pieces":
             return np.flatnonzero(~words)
         if unit == "words":
@@ -155,26 +166,29 @@ class SentencePairs:
         return np.flatnonzero(stops)
 
     def _elsewhere(
-        self, index: int, unit: str, length: int, longest: int, rng: np.random.Generator
+        self,
+        index: int,
+        unit: str,
+        longest: int,
+        length: int,
+        room: int,
+        rng: np.random.Generator,
     ) -> np.ndarray | None:
-        """Whole units of another document, as near as can be to ``length`` pieces.
+        """What could be B in another document, as near as can be to ``length``, at most ``room``.
 
-        None where luck has it that no other document is found. Of several with enough text the
-        first is taken, of equally good beginnings any.
+        It ends as a true B does, where the units end that fit, and begins behind the first of them.
+        None where luck has it that no other document is found; of several near enough the first.
         """
         found, nearest = None, np.inf
         for _ in range(_TRIES):
             other = int(rng.integers(len(self)))
             if self._documents[other] == self._documents[index]:
                 continue
-            text, _, first = self._read(other)
-            places = self._places(text, unit, first)
-            lengths = places[None] - places[:, None]
-            gaps = abs(lengths - length) + rng.random((len(places), 1))
-            gaps = np.where((lengths > 0) & (lengths <= longest), gaps, np.inf)
-            if gaps.min(initial=np.inf) < nearest:
-                begin, end = np.unravel_index(gaps.argmin(), gaps.shape)
-                found, nearest = text[places[begin] : places[end]], gaps[begin, end]
-            if nearest <= 1 + 0.1 * length:
+            text, known, places = self._window(other, longest, (unit,), rng)
+            lengths = places[-1:] - places[1:-1]
+            gaps = np.where(lengths <= room, abs(lengths - length), np.inf)
+            if known and gaps.min() < nearest:
+                found, nearest = text[places[1 + gaps.argmin()] : places[-1]], gaps.min()
+            if nearest <= 0.1 * length:
                 break
         return found

@@ -28,6 +28,11 @@ def test_the_loss_falls(name, small_data, tmp_path):
     run(name, small_data, tmp_path, **{"data.validation": ""})
 
 
+def test_a_student_learns_from_the_first_run(small_data, tmp_path):
+    run("mlm", small_data, tmp_path / "teacher")
+    run(f"distill,teacher={tmp_path / 'teacher'}", small_data, tmp_path / "student")
+
+
 @pytest.mark.parametrize("name", ["rtd", "prefix", "recurrent", "spans", "denoising"])
 def test_the_loss_falls_and_a_tagger_starts_from_the_trunk(name, small_data, tmp_path):
     source, tagger = tmp_path / "pretrained", tmp_path / "tagger"

@@ -284,12 +284,12 @@ def test_masks_between_tokens_are_anywhere():
 
 
 def test_all_orders_of_sentences_are_equally_frequent():
-    stops, count = np.zeros(1000, bool), 6000
+    (stops, ends), count = np.zeros((2, 1000), bool), 6000
     stops[10] = True
     row = rows_of(1, 20, 20, 20)
     row["tokens"][0, 1:19] = [21, 20, 10, *range(30, 39), 10, *range(40, 44), 10]
     rows = {name: np.repeat(column, count, 0) for name, column in row.items()}
-    sentences = Sentences(stops, np.zeros(1000, bool), np.ones(1000, bool))
+    sentences = Sentences(stops, ends, np.ones(1000, bool), *np.zeros((4, 1000), bool))
     batch = infilling_of(20, density=1e-6, sentences=sentences)(rows, keys_of(count))
     places = [(batch["tokens"] == i).argmax(1) for i in (20, 30, 40)]
     _, counts = np.unique(np.argsort(places, axis=0), axis=1, return_counts=True)
@@ -315,7 +315,7 @@ def test_sentences_are_shuffled_inside_their_documents():
                 sentence = []
         return found + ([tuple(sentence)] if sentence else [])
 
-    table = Sentences(stops, ends, word_start)
+    table = Sentences(stops, ends, word_start, *np.zeros((4, 1000), bool))
     corrupt = infilling_of(density=1e-6, sentences=table)
     batch = corrupt(rows, keys_of(30))
     moved = 0

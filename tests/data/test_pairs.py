@@ -104,6 +104,7 @@ TEXTS = {
     "longer ones": {"words": (50, 80)},
     "no sentences": {"stop": ""},
     "short texts": {"sentences": 3, "count": 200},
+    "whole texts": {"sentences": 3, "words": (1, 1), "count": 200},  # each in one row
 }
 
 
@@ -117,11 +118,14 @@ def test_form_and_length_do_not_tell_the_label(kind, texts):
     repeats = 2000 // len(store) + 1
     indices = np.tile(np.arange(len(store)), repeats)
     batch = pairs.prepare(indices, np.arange(repeats).repeat(len(store)), seed=0)
+    begun = {tuple(pieces().encode(text)[:5]) for text in documents(**TEXTS[texts])}
+    ended = {tuple(pieces().encode(text)[-5:]) for text in documents(**TEXTS[texts])}
     labels, forms = [], []
     for _, label, first, second in found(batch):
         ends = first[-1] == dot, second[-1] == dot
         begins = inside[first[0]], inside[second[0]]
-        forms.append(((*ends, *begins), len(first) > len(second), len(first) + len(second)))
+        edges = kind == "nsp" and (tuple(second[:5]) in begun, tuple(second[-5:]) in ended)
+        forms.append(((*ends, *begins), edges, len(first) > len(second), len(first) + len(second)))
         labels.append(label)
     assert len(labels) > 0.95 * len(indices)
     for form in zip(*forms, strict=True):
@@ -131,6 +135,19 @@ def test_form_and_length_do_not_tell_the_label(kind, texts):
         guesses = [rule.get(seen, 0) > 0 for seen in form[1::2]]
         accuracy = np.mean(np.array(guesses) == labels[1::2])
         assert accuracy < 0.55, form[0]
+
+
+def test_what_does_not_fit_comes_in_other_epochs():
+    """Pairs of a long row begin with the first or the second of its sentences."""
+    pairs, row = dataset("sop"), int(np.flatnonzero(rows().begins)[0])
+    starts = [documents()[0], documents()[0].partition(". ")[2]]
+    starts = [tuple(pieces().encode(text)[:5]) for text in starts]
+    batch = pairs.prepare(np.full(200, row), np.arange(200), seed=0)
+    texts = [
+        second + first if label else first + second for _, label, first, second in found(batch)
+    ]
+    counts = [sum(tuple(text[:5]) == start for text in texts) for start in starts]
+    assert sum(counts) == len(texts) == 200 and abs(counts[0] - 100) < 35
 
 
 def test_orders():
@@ -199,13 +216,14 @@ def test_a_pair_is_a_function_of_seed_index_and_epoch():
 def test_windows_of_one_document_are_not_taken_for_others():
     """A book and a short text: B of a pair from the book is the short one, where luck finds it."""
     book = " ".join(documents(1, 100))
-    texts = (book, "water river .")
-    short = pieces().encode(texts[1])
+    texts = (book, "water river . the tree .")
+    short = f" {' '.join(map(str, pieces().encode(texts[1])))} "
     pairs = SentencePairs(rows(texts), pieces(), "nsp", SEQ_LEN, 0.0)
     indices = np.tile(np.arange(len(pairs) - 1), 8)
     batch = pairs.prepare(indices, np.arange(len(indices)), seed=0)
     seconds = [second for _, label, _, second in found(batch) if label]
-    assert short in seconds and all(second == short[: len(second)] for second in seconds)
+    assert seconds and all(f" {' '.join(map(str, second))} " in short for second in seconds)
+    assert pieces().encode("the tree .") in seconds
     assert (batch["pair_weights"] == 0).any(), "where none is found there is no pair"
     with pytest.raises(UserError, match=r"sentence_pairs: found 'nsp' with 1 document in texts"):
         SentencePairs(rows((book,)), pieces(), "nsp", SEQ_LEN, 0.0)

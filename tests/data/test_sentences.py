@@ -5,7 +5,9 @@ import types
 import numpy as np
 import pytest
 
+from pretrain.data import tokenizer as tokenizers
 from pretrain.data.sentences import Sentences
+from tests import small_runs
 
 
 @pytest.mark.parametrize(
@@ -17,6 +19,7 @@ from pretrain.data.sentences import Sentences
         "A| heading|\n/A| line|.|\n|\n/Next| line",
         "\u4f60\u597d|\u3002/\u4e16\u754c|\uff01/\u5b83",
         "v|1.|2|!a",
+        'Go|.|"/ She',
     ],
 )
 def test_begun(text):
@@ -29,3 +32,18 @@ def test_begun(text):
     assert table.begun(ids).tolist() == begun
     assert table.begun(np.stack([ids, ids]))[1].tolist() == begun
     assert table.ended(ids)[:-1][table.begun(ids)[1:]].all()
+
+
+def test_begun_without_white_space():
+    """WordPiece's pieces do not tell it."""
+    tokenizer = tokenizers.load(small_runs.TOKENIZERS / "bert_uncased")
+    table = Sentences.of(tokenizer)
+    for text, begins in (
+        ("the cat . the tree", ["the"]),
+        ("the cat . . . the tree ! ? the water", ["the", "the"]),
+        ("the ( cat . ) the tree ? ) the cat", ["the", "the"]),
+        ("the 3 . 1 cat . 3 the", ["3"]),
+    ):
+        ids = np.array(tokenizer.encode(text))
+        assert tokenizer.unk_id not in ids, text
+        assert [tokenizer.pieces[i] for i in ids[table.begun(ids)]] == begins, text
