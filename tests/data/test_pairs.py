@@ -86,7 +86,8 @@ def homes(*ids: int) -> set[int]:
 def test_next_sentences_and_others():
     batch = dataset("nsp").prepare(np.arange(len(rows())), np.full(len(rows()), 3), seed=1)
     lengths = []
-    assert (batch["pair_weights"] == 1).mean() > 0.95, "but for short ends of documents"
+    ends = rows()[np.arange(len(rows()))]["segment_ids"].sum(1) <= 6  # of documents: no whole pair
+    assert (batch["pair_weights"][~ends] == 1).mean() > 0.98, "but where no short B is found"
     for _, label, first, second in found(batch):
         assert first and second
         together, home, other = homes(*first, *second), homes(*first), homes(*second)
